@@ -1,0 +1,205 @@
+"""Put together what a run has to tell."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import edgelean
+from edgelean.chapters import FULL_SIZE, LEAN, Twin
+from edgelean.delivery import Delivery
+from edgelean.exporter.onnx import export_onnx
+from edgelean.job import Job
+from edgelean.loop import ClosedLoop
+from edgelean.reading import Reading
+from edgelean.report.history import from_events
+from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
+from edgelean.stopwatch import Stopwatch
+from edgelean.training.run import Run
+from edgelean.training.trainer import Session, evaluate
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
+
+REFERENCES = (
+    "M. Chahine, P. Nazari, D. Rus, T. K. Rusch: The Curious Case of In-Training Compression of State Space Models, "
+    "ICLR 2026.",
+    "K. J. Aström, B. Wittenmark: Adaptive Control (self-tuning regulators), 1995.",
+    "M. Shen et al.: Structural Pruning via Latency-Saliency Knapsack (HALP), NeurIPS 2022.",
+    "L. Theis et al.: Faster gaze prediction with dense networks and Fisher pruning, 2018.",
+    "S. Lall, J. E. Marsden, S. Glavaski: Empirical model reduction of controlled nonlinear systems, IFAC 1999.",
+    "S. Williams, A. Waterman, D. Patterson: Roofline: an insightful visual performance model, CACM 2009.",
+)
+BALANCING = (
+    "B. C. Moore: Principal component analysis in linear systems (balanced truncation), IEEE TAC 1981.",
+    "A. Orvieto et al.: Resurrecting Recurrent Neural Networks for Long Sequences (LRU), ICML 2023.",
+)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the stages of a run left behind.
+
+    Attributes
+    ----------
+    twin
+        The trained full-size model; None where the recipe does not compare.
+    """
+
+    job: Job
+    session: Session
+    loop: ClosedLoop
+    twin: Twin | None
+    delivery: Delivery
+    run: Run
+    stopwatch: Stopwatch
+
+
+def assemble(made: Materials) -> Report:
+    """Return the report of a run."""
+    events = made.run.events()
+    history = from_events(events)
+    axes = made.loop.bench.anatomy.axes
+    start = next(event for event in events if event["event"] == "start")
+    widths = tuple(LayerWidth(name, full, axes[name].size) for name, full in start["full_size"]["axes"].items())
+    final = {width.name: width.after for width in widths}
+    states = any(axis.kind == "states" for axis in axes.values())
+    job, delivery = made.job, made.delivery
+    failed = any(not check.passed for check in delivery.checks)
+    open_budget = any(verdict.outcome != "met" for verdict in delivery.verdicts)
+    return Report(
+        edgelean_version=edgelean.__version__,
+        recipe=job.recipe.name,
+        profile=job.profile.name,
+        board=job.board.title,
+        target=made.loop.bench.target.name,
+        seed=job.seed,
+        epochs=job.recipe.epochs,
+        steps=made.session.steps,
+        started=job.asked["started"],
+        seconds=made.run.seconds(),
+        exit_code=4 if failed else 3 if open_budget else 0,
+        verdicts=delivery.verdicts,
+        checks=delivery.checks,
+        full_size=_full_size(made, events, start["full_size"]),
+        lean=_lean(made, events),
+        metric_name=job.recipe.metric_name(),
+        epochs_history=history.epochs,
+        full_size_history=_twins_history(events),
+        readings=history.readings,
+        cuts=history.cuts,
+        layers=widths,
+        spectra=tuple(_spectra(made.loop, final)),
+        timing=made.stopwatch.seconds(),
+        engine=delivery.engine,
+        bundle=delivery.bundle,
+        notes=_notes(delivery.reading),
+        environment=_environment(delivery.reading),
+        refused=tuple((refusal.what, refusal.why) for refusal in made.loop.bench.anatomy.refused),
+        references=REFERENCES + (BALANCING if states else ()),
+        training_energy_method=_spent(events, LEAN)[2],
+        commands=("cd bundle", "python run_onnx.py INPUT.npy", "python run_onnx.py INPUT.npy --benchmark"),
+    )
+
+
+def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
+    seconds, kwh, _ = _spent(events, LEAN)
+    reading, bench = made.delivery.reading, made.loop.bench
+    return Side(
+        accuracy=evaluate(made.session, made.session.loaders.test),
+        accuracy_note="on the test split",
+        **_costs(reading),
+        parameters=bench.parameters(),
+        macs=bench.macs(),
+        artifact_bytes=next((f.bytes for f in made.delivery.bundle if f.name == "model.onnx"), None),
+        training_s=seconds,
+        training_note="cuts and readings included",
+        training_kwh=kwh,
+        training_co2_g=None if kwh is None else kwh * made.job.profile.carbon_g_per_kwh,
+    )
+
+
+def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> Side:
+    lean_s, lean_kwh, _ = _spent(events, LEAN)
+    if made.twin is not None:
+        accuracy, note = made.twin.metric, "on the test split, after the same training"
+        seconds, kwh, _ = _spent(events, FULL_SIZE)
+        training_note, size = "the same epochs, nothing cut", _artifact_bytes(made.twin.session)
+    else:
+        accuracy, note, size = None, "not trained: --set compare=true trains it as well", None
+        seconds = _extrapolated(events, made.session.steps)
+        kwh = None if lean_kwh is None or seconds is None or lean_s == 0 else lean_kwh * seconds / lean_s
+        training_note = "estimated from the steps before the first cut" if seconds is not None else "not known"
+    return Side(
+        accuracy=accuracy,
+        accuracy_note=note,
+        **_costs(made.loop.full_size),
+        parameters=start["parameters"],
+        macs=start["macs"],
+        artifact_bytes=size,
+        training_s=seconds,
+        training_note=training_note,
+        training_kwh=kwh,
+        training_co2_g=None if kwh is None else kwh * made.job.profile.carbon_g_per_kwh,
+    )
+
+
+def _costs(reading: Reading) -> dict[str, Any]:
+    return {
+        "latency_ms": reading.latency.value,
+        "energy_mj": reading.energy.value if reading.energy else None,
+        "provenance": reading.latency.provenance,
+        "energy_provenance": reading.energy.provenance if reading.energy else None,
+    }
+
+
+def _spent(events: Iterable[Mapping[str, Any]], chapter: str) -> tuple[float, float | None, str]:
+    """Return seconds, kWh and method of a training, summed over the parts of a resumed run."""
+    parts = [event for event in events if event["event"] == "energy" and event["chapter"] == chapter]
+    known = [event["kwh"] for event in parts if event["kwh"] is not None]
+    method = parts[-1]["method"] if parts else "not known"
+    return sum(event["seconds"] for event in parts), sum(known) if known else None, method
+
+
+def _extrapolated(events: Sequence[Mapping[str, Any]], steps: int) -> float | None:
+    """Return how long the training would have taken at the pace that it had before the first cut."""
+    first = next((event for event in events if event["event"] == "cut"), None)
+    begun = next(event for event in events if event["event"] == "start")
+    if first is None:
+        return None
+    return float((first["time_s"] - begun["time_s"]) / first["step"] * steps)
+
+
+def _twins_history(events: Iterable[Mapping[str, Any]]) -> tuple[EpochPoint, ...]:
+    told = {event["epoch"]: event for event in events if event["event"] == "full_size_epoch"}
+    return tuple(EpochPoint(e["epoch"], e["step"], e["loss"], e["metric"]) for e in told.values())
+
+
+def _spectra(loop: ClosedLoop, final: Mapping[str, int]) -> Iterable[Spectrum]:
+    for name, scores in loop.progress.spectra.items():
+        kind = loop.bench.anatomy.axes[name].kind
+        # The real map of N complex states has 2 N singular values.
+        kept = 2 * final[name] if kind == "states" else final[name]
+        unit = "Hankel singular value" if kind == "states" else "price of the unit in nats"
+        if scores:
+            yield Spectrum(name, kind, scores, kept, unit)
+
+
+def _artifact_bytes(session: Session) -> int:
+    example = next(iter(session.loaders.validation))[0][:2].to(session.device)
+    with tempfile.TemporaryDirectory() as folder:
+        return export_onnx(session.model, (example,), Path(folder) / "full-size.onnx", metadata={}).stat().st_size
+
+
+def _notes(reading: Reading) -> tuple[str, ...]:
+    figures = (reading.latency, *((reading.energy,) if reading.energy else ()))
+    return tuple(dict.fromkeys(figure.method for figure in figures))
+
+
+def _environment(reading: Reading) -> dict[str, str]:
+    packages = {name: version(name) for name in PACKAGES}
+    return {"edgelean": edgelean.__version__, "python": platform.python_version(), **packages, **reading.conditions}

@@ -1,0 +1,147 @@
+"""The closed loop for a training loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgelean.bench import Bench
+from edgelean.board import load_board
+from edgelean.delivery import Delivery, Label, deliver
+from edgelean.errors import InputError
+from edgelean.loop import ClosedLoop, Surroundings
+from edgelean.profile import Profile, load_profile
+from edgelean.stopwatch import Stopwatch
+from edgelean.target import open_target
+from edgelean.training.run import OnEvent
+from edgelean.verifier import Evidence
+
+
+class Attached:
+    """What `attach` returns: tell it after every step of the optimizer, and let it finish.
+
+    Attributes
+    ----------
+    events
+        Everything that happened so far: readings, demands, cuts, rollbacks.
+    """
+
+    def __init__(self, loop: ClosedLoop, stopwatch: Stopwatch, on_event: OnEvent | None) -> None:
+        self._loop, self._stopwatch, self._on_event = loop, stopwatch, on_event
+        self._steps = 0
+        self.events: list[dict[str, Any]] = []
+        loop.record = self._record
+        loop.record_reading(0)
+
+    def step(self) -> None:
+        """Do what is due: call it right after ``optimizer.step()``.
+
+        A cut changes the model in place. Every parameter stays the same object, and the optimizer's state is cut
+        along, so nothing else has to be told.
+        """
+        self._steps += 1
+        self._loop.after_step(self._steps)
+
+    def finish(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        metric: Callable[[Tensor, Tensor], float],
+        out: str | Path = "bundle",
+        name: str = "model",
+    ) -> Delivery:
+        """Export, verify and bundle the trained model; the hooks are taken off it.
+
+        Parameters
+        ----------
+        inputs, targets
+            The test split.
+        metric
+            ``metric(outputs, targets)``, higher is better.
+        out
+            Folder of the bundle; one that was there before is replaced.
+
+        Returns
+        -------
+        Delivery
+            The verdict per budget, and what the verifier found per exported file.
+        """
+        self._loop.close()
+        size = self._loop.bench.profile.batch
+        outputs = _outputs(self._loop.bench.model, inputs.split(size))
+        evidence = Evidence(
+            batches=[(part.cpu().numpy(),) for part in inputs.split(size)],
+            outputs=outputs,
+            targets=targets.cpu().numpy(),
+            metric=lambda found, wanted: float(metric(torch.from_numpy(found), torch.from_numpy(wanted))),
+            metric_name=getattr(metric, "__name__", "metric"),
+        )
+        profile = self._loop.bench.profile
+        return deliver(self._loop, evidence, Label(f"{name} for {profile.name}", ()), Path(out), self._stopwatch)
+
+    def _record(self, event: str, step: int, **fields: Any) -> None:
+        told = {"event": event, "step": step, **fields}
+        self.events.append(told)
+        if self._on_event is not None:
+            self._on_event(told)
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    profile: str | Path | Profile,
+    *,
+    steps: int,
+    validate: Callable[[], float] | None = None,
+    target: str | None = None,
+    on_event: OnEvent | None = None,
+) -> Attached:
+    """Attach the controller to a training loop of one's own.
+
+    Parameters
+    ----------
+    model, optimizer
+        Trained by the caller, and cut in place while they are.
+    example_inputs
+        Inputs of one small batch; their first dimension is the batch.
+    profile
+        A name on the shelf, a TOML file, or a `Profile`.
+    steps
+        How many optimizer steps the training will have.
+    validate
+        Gives the metric on validation data, higher is better. With it a cut that the model does not recover from is
+        taken back; without it nothing is.
+    target
+        ``"local"`` or ``"modelled"``; left out: local where the board is this machine, else modelled.
+    on_event
+        Called with every event as it happens.
+
+    Raises
+    ------
+    InputError
+        If a budget cannot be reached (the message has the reachable minimum), or the model cannot be traced.
+    """
+    if steps < 1:
+        raise InputError(f"attach needs the number of optimizer steps of the training, found steps={steps}")
+    wanted = profile if isinstance(profile, Profile) else load_profile(profile)
+    board = load_board(wanted.board)
+    example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    stopwatch = Stopwatch()
+    bench = Bench(model, example, wanted, open_target(target, wanted, board), stopwatch)
+    loop = ClosedLoop(bench, optimizer, Surroundings(board, steps, validate, stopwatch))
+    return Attached(loop, stopwatch, on_event)
+
+
+def _outputs(model: nn.Module, parts: Iterable[Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        outputs = torch.cat([model(part).cpu() for part in parts])
+    model.train(training)
+    return outputs.numpy()

@@ -1,0 +1,147 @@
+"""The bench: the model in training, taken apart and read on its target."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edgelean.board import Board
+from edgelean.control.controller import Observed
+from edgelean.errors import InputError
+from edgelean.exporter.onnx import export_onnx
+from edgelean.profile import Profile
+from edgelean.reading import Figure, Reading
+from edgelean.shrink.axes import Anatomy, dissect
+from edgelean.stopwatch import Stopwatch
+from edgelean.target import Candidate, Target
+from edgelean.target.candidate import Feeds
+from edgelean.target.onnx_graph import operators_of
+
+PROBE_SAMPLES = 8
+"""Samples on which a cut model is compared with the masked one."""
+
+Costs = dict[str, float]
+
+
+class Bench:
+    """A model, its anatomy, and what it costs on the target.
+
+    Parameters
+    ----------
+    model
+        Left as it is.
+    example
+        Inputs; repeated or shortened to the batch of the profile.
+
+    Attributes
+    ----------
+    batch, probe
+        Inputs: one batch of the profile, and a few samples to compare a cut model with the masked one.
+    anatomy
+        Axes and costs of the present structure; `look` makes it anew after a cut.
+    """
+
+    anatomy: Anatomy
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: tuple[Tensor, ...],
+        profile: Profile,
+        target: Target,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.model, self.profile, self.target = model, profile, target
+        self.batch = tuple(_resized(x, profile.batch) for x in example)
+        self.probe = tuple(_resized(x, PROBE_SAMPLES) for x in example)
+        self._stopwatch = stopwatch
+        self.look()
+
+    def look(self) -> None:
+        """Take the model apart as it is now."""
+        self.anatomy = dissect(self.model, self.batch)
+
+    def cost(self, keep: Mapping[str, int]) -> Costs:
+        """Return the predicted latency in ms and energy in mJ of the model that keeps so many units of each axis."""
+        cost = self.target.predict(self.anatomy.structure.operators(keep))
+        return {"latency": cost.latency_ms, "energy": cost.energy_mj}
+
+    def parameters(self) -> int:
+        """Return the number of elements of all parameters of the present model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def macs(self) -> int:
+        """Return the multiply-accumulates of one inference of the present model."""
+        return self.anatomy.structure.macs({})
+
+    def read(self) -> Reading:
+        """Read the present model on the target."""
+        with self._stopwatch.phase("measuring"), tempfile.TemporaryDirectory() as folder:
+            operators = self.anatomy.structure.operators({})
+            return self.target.read(Candidate(lambda: self._exported(folder), operators, self._feeds))
+
+    def read_artifact(self) -> Reading:
+        """Read the present model on the target as the file that would be shipped."""
+        with self._stopwatch.phase("measuring"), tempfile.TemporaryDirectory() as folder:
+            return self.read_file(self._exported(folder))
+
+    def read_file(self, onnx: Path) -> Reading:
+        """Read an exported file of the present model on the target."""
+        with self._stopwatch.phase("measuring"):
+            operators = operators_of(onnx, self.profile.batch)
+            return self.target.read(Candidate(lambda: onnx, operators, self._feeds))
+
+    def _exported(self, folder: str) -> Path:
+        return export_onnx(self.model, self.batch, Path(folder) / "candidate.onnx", metadata={})
+
+    def _feeds(self) -> Feeds:
+        names = ["input", *(f"input_{i}" for i in range(1, len(self.batch)))]
+        return {name: x.cpu().numpy() for name, x in zip(names, self.batch, strict=True)}
+
+    def observed(self, reading: Reading) -> dict[str, Observed]:
+        """Return a reading next to the predicted cost of the same structure, per quantity."""
+        cost = self.cost({})
+        figures = {"latency": reading.latency, "energy": reading.energy}
+        return {name: _observed(figure, cost[name]) for name, figure in figures.items() if figure is not None}
+
+    def step_width(self, board: Board) -> int:
+        """Return the number of units by which axes shrink: what the board's precision is padded to.
+
+        Boards that pad nothing still run fastest on whole vector registers, which hold at least 4 numbers.
+        """
+        return max(4, int(getattr(board.alignment, self.profile.precision)))
+
+
+def limits_of(profile: Profile, full_size: Reading) -> dict[str, float]:
+    """Return the budgets in ms and mJ.
+
+    Raises
+    ------
+    InputError
+        If there is an energy budget, and nothing here can tell the energy.
+    """
+    limits = {}
+    if profile.budgets.latency is not None:
+        limits["latency"] = profile.budgets.latency.resolve(full_size.latency.value)
+    if profile.budgets.energy is not None:
+        if full_size.energy is None:
+            raise InputError(
+                f"profile {profile.name!r} has an energy budget, but nothing here can tell the energy: "
+                "see `edgelean doctor` for the sensors, or use --target modelled"
+            )
+        limits["energy"] = profile.budgets.energy.resolve(full_size.energy.value)
+    return limits
+
+
+def _observed(figure: Figure, cost: float) -> Observed:
+    return Observed(figure.value, figure.low, figure.high, cost)
+
+
+def _resized(x: Tensor, samples: int) -> Tensor:
+    """Return so many samples, the given ones over and over."""
+    repeats = -(-samples // len(x))
+    return torch.cat([x] * repeats)[:samples] if repeats > 1 else x[:samples]

@@ -1,0 +1,191 @@
+"""The commands ``edgelean profiles``: what a model may cost, and where."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from edgelean.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from edgelean.board.document import Knob
+    from edgelean.profile import Budget, Profile
+
+app = typer.Typer(help="Budgets: what a model may cost, and on which board.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@app.callback(invoke_without_command=True)
+def profiles(context: typer.Context) -> None:
+    """List the profiles when no command is given."""
+    if context.invoked_subcommand is None:
+        list_profiles()
+
+
+@app.command("list")
+def list_profiles(as_json: Json = False) -> None:
+    """List the profiles of the shelf."""
+    from edgelean.profile import load_profile, profile_names
+
+    found = [load_profile(name) for name in profile_names()]
+    if as_json:
+        print_json([profile.model_dump(mode="json") for profile in found])
+        return
+    columns = ("profile", "board", "precision", "batch", "latency", "energy")
+    print_table("Profiles", columns, [_row(profile) for profile in found], firm=len(columns))
+    typer.echo("Everything that one sets: edgelean profiles show NAME")
+    typer.echo("One of your own:          edgelean profiles new --help")
+
+
+@app.command("show")
+def show_profile(
+    name: Annotated[str, typer.Argument(help="A profile of the shelf, or the path of a profile file.")],
+    as_json: Json = False,
+) -> None:
+    """Show everything that a profile sets, with its unit and what it means."""
+    from edgelean.board.document import knobs_of
+    from edgelean.profile import load_profile
+
+    profile = load_profile(name)
+    if as_json:
+        print_json(profile.model_dump(mode="json"))
+        return
+    rows = [(knob.key, _text(knob.value), knob.unit, knob.sentence) for knob in knobs_of(profile)]
+    print_table(f"{profile.name}: {profile.title}", ("key", "value", "unit", "what it means"), rows, firm=1)
+
+
+@app.command("check")
+def check_profile(file: Annotated[str, typer.Argument(help="The path of a profile file, or a name.")]) -> None:
+    """Check a profile: print OK, or say what is wrong and exit with 2."""
+    from edgelean.profile import load_profile
+
+    profile = load_profile(file)
+    budgets = " and ".join(
+        f"{budget.quantity} {_text(budget)}" for budget in (profile.budgets.latency, profile.budgets.energy) if budget
+    )
+    typer.echo(f"OK: {file} asks for {budgets} on the board {profile.board}")
+
+
+@app.command("new")
+def new_profile(
+    name: Annotated[str, typer.Argument(help="Name of the profile, and of the file unless --out is given.")],
+    board: Annotated[str, typer.Option(help="A board of the shelf, or the path of a board file.")],
+    latency: Annotated[str | None, typer.Option(help='Such as "2ms", or "50%" of the full-size model.')] = None,
+    energy: Annotated[str | None, typer.Option(help='Per inference, such as "10mJ" or "50%".')] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"] | None, typer.Option(help="Left out: fp16 on a GPU, fp32 on a CPU.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per call.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Where to write it; left out: NAME.toml in this folder.")] = None,
+) -> None:
+    """Write a profile of one's own, with a comment for everything that can be set."""
+    from edgelean.board import load_board
+    from edgelean.board.document import is_path
+    from edgelean.errors import InputError
+    from edgelean.profile import Budgets, Profile, parse_budget, target_names
+
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"{name!r} cannot be the name of a profile: use letters, digits, '-', '_' and '.'")
+    if latency is None and energy is None:
+        raise InputError("a profile needs a budget: give --latency 2ms, --energy 10mJ, or both")
+    hardware = load_board(board)
+    chosen = precision or ("fp16" if hardware.kind == "gpu" else "fp32")
+    wanted = ["onnx-fp32", f"onnx-{chosen}", *([f"tensorrt-{chosen}"] if hardware.kind == "gpu" else [])]
+    profile = Profile(
+        name=name,
+        title=f"{hardware.title}, batch {batch}",
+        board=str(Path(board).resolve()) if is_path(board) else board,
+        precision=chosen,
+        batch=batch,
+        budgets=Budgets(
+            latency=None if latency is None else parse_budget("latency", latency),
+            energy=None if energy is None else parse_budget("energy", energy),
+        ),
+        targets=tuple(target for target in dict.fromkeys(wanted) if target in target_names()),
+    )
+    path = out or Path(f"{name}.toml")
+    _write_new(path, _toml(profile))
+    typer.echo(f"wrote {path}; use it with: edgelean fit --profile {path}")
+
+
+def _row(profile: Profile) -> tuple[str, ...]:
+    budgets = profile.budgets
+    return (
+        profile.name,
+        profile.board,
+        profile.precision,
+        str(profile.batch),
+        _text(budgets.latency),
+        _text(budgets.energy),
+    )
+
+
+def _text(value: Any) -> str:
+    from edgelean.profile import Budget
+
+    if value is None:
+        return "-"
+    if isinstance(value, Budget):
+        return f"{value}" + ("" if value.percentile == 50 else f" (percentile {value.percentile:g})")
+    if isinstance(value, tuple):
+        return ", ".join(_text(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _write_new(path: Path, text: str) -> None:
+    from edgelean.errors import InputError
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"{path} exists already and is left as it is: choose another name, or --out FILE") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _toml(profile: Profile) -> str:
+    """Return the text of a profile file: what is set, and as comments what could be."""
+    from edgelean.board.document import knobs_of
+
+    carbon = next(knob for knob in knobs_of(profile) if knob.key == "carbon_g_per_kwh")
+    lines = [
+        "# What a model may cost, and where. Check it after a change: edgelean profiles check FILE",
+        "",
+        f"title = {_literal(profile.title)}",
+        f"board = {_literal(profile.board)}",
+        f"precision = {_literal(profile.precision)}",
+        "# Samples per call; the latency is that of a whole batch.",
+        f"batch = {profile.batch}",
+        "# What is exported.",
+        f"targets = {_literal(profile.targets)}",
+        _comment(carbon),
+        "",
+        "[budgets]",
+        '# The median latency of a batch. A tail is bounded with { limit = "2ms", percentile = 99 }.',
+        _budget("latency", profile.budgets.latency),
+        "# The mean energy of one inference, that is of one sample.",
+        _budget("energy", profile.budgets.energy),
+    ]
+    for section in ("control", "accuracy"):
+        lines += ["", f"[{section}]", *(_comment(knob) for knob in knobs_of(getattr(profile, section)))]
+    return "\n".join(lines) + "\n"
+
+
+def _budget(quantity: str, budget: Budget | None) -> str:
+    return f'# {quantity} = "50%"' if budget is None else f'{quantity} = "{budget}"'
+
+
+def _comment(knob: Knob) -> str:
+    value = "..." if knob.value is None else _literal(knob.value)
+    return f"# {knob.key} = {value}  # {knob.unit}: {knob.sentence}"
+
+
+def _literal(value: Any) -> str:
+    """Return a text, number or list as TOML, which writes them as JSON does."""
+    return json.dumps(value, ensure_ascii=False)

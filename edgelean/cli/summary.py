@@ -1,0 +1,80 @@
+"""The end of a run on the console: the verdicts, full-size against lean, and where everything is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgelean.report import HTML_NAME, numbers, story
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgelean.report import Report
+
+_STYLES = {"met": "bold green", "not met": "bold red", "undecided": "bold yellow"}
+
+
+def print_summary(console: Console, report: Report, run: Path) -> None:
+    """Print what a person has to know about the run in the folder ``run``, within the width of the console."""
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(story.headline(report), style=_STYLES[story.outcome(report)]))
+    console.print(Text(story.origin(report), style="dim"))
+    console.print()
+    if report.verdicts:
+        console.print(_verdict_table(report))
+        console.print()
+    console.print(_comparison_table(report))
+    console.print()
+    for text in (*_check_lines(report), story.overhead_text(report)):
+        console.print(Text(text))
+    console.print(Text(f"report  {run / HTML_NAME}"), soft_wrap=True)
+    if report.bundle:
+        console.print(Text(f"bundle  {run / 'bundle'}"), soft_wrap=True)
+
+
+def _verdict_table(report: Report) -> Table:
+    from rich.text import Text
+
+    table = _table()
+    for name in ("budget", "value", "limit", "full-size", "margin", "verdict", "provenance"):
+        table.add_column(name, justify="right" if name in ("value", "limit", "full-size", "margin") else "left")
+    for verdict in report.verdicts:
+        texts = numbers.aligned((verdict.value, verdict.limit, verdict.full_size))
+        figures = [text if text == numbers.UNKNOWN else f"{text} {verdict.unit}" for text in texts]
+        table.add_row(
+            verdict.quantity,
+            *figures,
+            numbers.percent(verdict.margin),
+            Text(verdict.outcome, style=_STYLES[verdict.outcome]),
+            str(verdict.provenance),
+        )
+    return table
+
+
+def _comparison_table(report: Report) -> Table:
+    from rich.text import Text
+
+    table = _table()
+    table.add_column("")
+    for name in ("full-size", "lean", "change"):
+        table.add_column(name, justify="right")
+    for row in story.comparison(report):
+        label = f"{row.label}, {row.provenance}" if row.provenance else row.label
+        table.add_row(Text(label), row.full, Text(row.lean, style="bold"), row.change)
+    return table
+
+
+def _table() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _check_lines(report: Report) -> list[str]:
+    lines = [f"{check.file} {'passed' if check.passed else 'failed'}: {check.reason}" for check in report.checks]
+    engine = "TensorRT engine built" if report.engine.built else "TensorRT engine not built"
+    return [*lines, f"{engine}: {report.engine.text}"]

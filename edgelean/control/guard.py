@@ -1,0 +1,48 @@
+"""The guard: tells whether the network has recovered from a cut, or the cut must be taken back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What the validation metric has to come back to after a cut.
+
+    A cut is judged against the best metric seen before it, not against the last one: with the last one every cut could
+    lose the tolerance anew, and ten of them ten times.
+
+    Attributes
+    ----------
+    tolerance
+        Largest drop of the metric that is accepted, in units of the metric.
+    best
+        Best metric so far, higher is better; None before the first.
+    """
+
+    tolerance: float
+    best: float | None = None
+
+    def seen(self, metric: float) -> Guard:
+        """Return the guard after one more validation; a metric that is not a number changes nothing."""
+        if math.isnan(metric) or (self.best is not None and metric <= self.best):
+            return self
+        return replace(self, best=metric)
+
+    def accepts(self, metric: float) -> bool:
+        """Tell whether a cut may stay that left this metric after recovery."""
+        return not math.isnan(metric) if self.best is None else recovered(self.best, metric, self.tolerance)
+
+
+def recovered(before: float, now: float, tolerance: float) -> bool:
+    """Tell whether a metric came back after a cut.
+
+    Parameters
+    ----------
+    before, now
+        The metric before the cut and after recovery, higher is better. A metric that is not a number has not recovered.
+    tolerance
+        Largest drop that is accepted, in units of the metric.
+    """
+    return now >= before - tolerance

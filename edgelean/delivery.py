@@ -1,0 +1,175 @@
+"""From the lean model to what leaves the machine: exported, verified, read as an artifact, and bundled."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import edgelean
+from edgelean.bench import Bench
+from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
+from edgelean.exporter.fp16 import to_fp16
+from edgelean.exporter.onnx import export_onnx
+from edgelean.exporter.targets import ExportTarget, load_target
+from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
+from edgelean.loop import ClosedLoop
+from edgelean.profile import Profile
+from edgelean.reading import Figure, Reading
+from edgelean.report.model import BundleFile, Outcome, Verdict
+from edgelean.stopwatch import Stopwatch
+from edgelean.target.latency import verdict as binomial_verdict
+from edgelean.training.trainer import Session, batches, predictions
+from edgelean.verifier import ArtifactCheck, Evidence, verify
+
+NO_ENGINE = EngineNote(False, "", "", "the profile asks for no TensorRT engine", 0.0, 0)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What was made of the lean model, and how it stands.
+
+    Attributes
+    ----------
+    reading
+        Of the exported artifact, in its own runtime or by the cost model over its graph.
+    verdicts, checks
+        Per budget, and per exported file.
+    """
+
+    reading: Reading
+    verdicts: tuple[Verdict, ...]
+    checks: tuple[ArtifactCheck, ...]
+    engine: EngineNote
+    bundle: tuple[BundleFile, ...]
+
+
+@dataclass(frozen=True)
+class Label:
+    """What the bundle says about itself: a title, and the names of the classes."""
+
+    title: str
+    classes: tuple[str, ...]
+
+
+def evidence_of(session: Session) -> Evidence:
+    """Return what a trained model says about the whole test split."""
+    loader, device, name = session.loaders.test, session.device, session.recipe.name
+    outputs, targets = predictions(session.model, loader, device, name)
+    metric = session.recipe.metric_function()
+    return Evidence(
+        batches=[(x.cpu().numpy(),) for x, _ in batches(loader, device, name)],
+        outputs=outputs.numpy(),
+        targets=targets.numpy(),
+        metric=lambda found, wanted: float(metric(torch.from_numpy(found), torch.from_numpy(wanted))),
+        metric_name=session.recipe.metric_name(),
+    )
+
+
+def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, stopwatch: Stopwatch) -> Delivery:
+    """Export, verify, judge and bundle the model that a loop has steered.
+
+    Parameters
+    ----------
+    evidence
+        What the trained model says about the test split.
+    folder
+        The bundle's place.
+    """
+    bench = loop.bench
+    targets = [load_target(name) for name in bench.profile.targets]
+    with tempfile.TemporaryDirectory() as scratch:
+        with stopwatch.phase("exporting"):
+            onnx = _export(bench, targets, label, Path(scratch))
+            engine, engine_files = _engines(targets, onnx, Path(scratch), bench.profile.batch)
+        with stopwatch.phase("verifying"):
+            wanted = [target for target in targets if target.format == "onnx"]
+            checks = tuple(verify(onnx[target.precision], target, evidence) for target in wanted)
+        reading = bench.read_file(onnx["fp32"])
+        verdicts = _verdicts(bench.profile, reading, loop.full_size, loop.limits)
+        shipped = [onnx[target.precision] for target in wanted]
+        facts = BundleFacts(
+            title=label.title,
+            batch=bench.profile.batch,
+            checks=[vars(check) for check in checks],
+            verdicts=[vars(verdict) for verdict in verdicts],
+            versions={"edgelean": edgelean.__version__},
+            labels=label.classes,
+            notes=[engine.text],
+        )
+        write_bundle(folder, [*shipped, *engine_files], facts)
+    files = check_bundle(folder)["files"]
+    bundle = tuple(BundleFile(name, entry["bytes"], entry["sha256"]) for name, entry in files.items())
+    return Delivery(reading, verdicts, checks, engine, bundle)
+
+
+def _export(bench: Bench, targets: Sequence[ExportTarget], label: Label, scratch: Path) -> dict[str, Path]:
+    """Write an ONNX file per precision that a target needs; FP32 always, the others are made from it."""
+    metadata = {"edgelean.version": edgelean.__version__, "edgelean.title": label.title}
+    if label.classes:
+        metadata["edgelean.labels"] = ",".join(label.classes)
+    onnx = {"fp32": export_onnx(bench.model, bench.batch, scratch / "model.onnx", metadata=metadata)}
+    if any(target.precision == "fp16" for target in targets):
+        onnx["fp16"] = scratch / "model.fp16.onnx"
+        to_fp16(onnx["fp32"], onnx["fp16"])
+    return onnx
+
+
+def _engines(
+    targets: Sequence[ExportTarget], onnx: Mapping[str, Path], scratch: Path, batch: int
+) -> tuple[EngineNote, list[Path]]:
+    files: list[Path] = []
+    notes = []
+    for target in targets:
+        if target.format == "tensorrt":
+            place = scratch / target.file
+            note = build_engine(onnx[target.precision], place, batch)
+            notes.append(note)
+            files.extend([place, side_car(place)] if note.built else [])
+    if not notes:
+        return NO_ENGINE, files
+    together = " ".join(note.text for note in notes)
+    return replace(notes[0], built=all(note.built for note in notes), text=together), files
+
+
+def _verdicts(
+    profile: Profile, reading: Reading, full_size: Reading, limits: Mapping[str, float]
+) -> tuple[Verdict, ...]:
+    verdicts = []
+    for quantity, budget in (("latency", profile.budgets.latency), ("energy", profile.budgets.energy)):
+        figure = reading.latency if quantity == "latency" else reading.energy
+        before = full_size.latency if quantity == "latency" else full_size.energy
+        if budget is None or figure is None:
+            continue
+        limit = limits[quantity]
+        asked = f"{100 * budget.share:g} % of full-size" if budget.share is not None else str(budget)
+        verdicts.append(
+            Verdict(
+                quantity=quantity,
+                unit=figure.unit,
+                limit=limit,
+                limit_text=asked,
+                value=figure.value,
+                low=figure.low,
+                high=figure.high,
+                full_size=before.value if before else None,
+                outcome=_outcome(figure, limit, reading if quantity == "latency" else None),
+                margin=1 - figure.value / limit,
+                provenance=figure.provenance,
+                method=figure.method,
+                percentile=budget.percentile,
+            )
+        )
+    return tuple(verdicts)
+
+
+def _outcome(figure: Figure, limit: float, timed: Reading | None) -> Outcome:
+    """Judge a figure: by the binomial rule where there are single latencies, else by its interval."""
+    if timed is not None and timed.samples_ms:
+        return binomial_verdict(timed.samples_ms, limit, timed.percentile)
+    if figure.high <= limit:
+        return "met"
+    return "not met" if figure.low > limit else "undecided"

@@ -1,0 +1,225 @@
+"""The bundle: what leaves the machine, with the hash of every file and the commands to run it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgelean.errors import InputError, MissingError, VerificationError
+from edgelean.shelf import shelf
+
+MANIFEST = "manifest.json"
+README = "README.md"
+RUNNER = "run_onnx.py"
+FORMAT = 1
+"""Raised whenever a reader of the manifest has to know that it changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFacts:
+    """What the manifest tells about the files, in plain JSON types.
+
+    Attributes
+    ----------
+    title
+        The heading of the README: recipe and profile.
+    batch
+        Samples per inference of the profile.
+    checks
+        What the verifier found, a mapping per artifact: the fields of an ``ArtifactCheck``.
+    verdicts
+        Per budget, met or not.
+    versions
+        Of the software that made the files.
+    labels
+        Names of the classes; empty where the recipe names none.
+    notes
+        Sentences for the README, such as what came of the TensorRT engine.
+    """
+
+    title: str
+    batch: int
+    checks: Sequence[Mapping[str, Any]] = ()
+    verdicts: Sequence[Mapping[str, Any]] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def verified(self) -> bool:
+        """Whether every artifact was checked and passed."""
+        return bool(self.checks) and all(check["passed"] for check in self.checks)
+
+
+def write_bundle(folder: Path | str, files: Iterable[Path | str], facts: BundleFacts) -> Path:
+    """Write the bundle ``folder`` as a whole or not at all; one that was there before is replaced.
+
+    Parameters
+    ----------
+    folder
+        Where the bundle goes. It is written beside this place and then renamed.
+    files
+        What is copied into it: ONNX files, engines and their side-cars.
+    facts
+        What the manifest and the README say about them.
+
+    Returns
+    -------
+    Path
+        The folder: ``files``, run_onnx.py, README.md, manifest.json. A bundle in which a check failed, or in which
+        nothing was checked, has ``"verified": false`` in its manifest and says so on top of its README.
+
+    Raises
+    ------
+    MissingError
+        One of the files does not exist.
+    InputError
+        Two files have the same name, one has a name that the bundle needs itself, or ``folder`` holds something else.
+    """
+    folder, sources = Path(folder), [Path(file) for file in files]
+    _refuse(folder, sources)
+    sources.append(shelf("export") / "runners" / RUNNER)
+    partial = _emptied(folder.with_name(f".{folder.name}.partial"))
+    try:
+        for source in sources:
+            shutil.copyfile(source, partial / source.name)
+        (partial / README).write_text(_readme(facts, sources), encoding="utf-8")
+        entries = {path.name: _entry(path) for path in sorted(partial.iterdir())}
+        manifest = {
+            "format": FORMAT,
+            "verified": facts.verified,
+            **vars(facts),
+            "files": entries,
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def check_bundle(folder: Path | str) -> dict[str, Any]:
+    """Return the manifest of a bundle, after comparing every file in it with its size and its hash.
+
+    Raises
+    ------
+    MissingError
+        There is no bundle at ``folder``.
+    InputError
+        The manifest is not one of a bundle, is of another format, or names a file outside ``folder``.
+    VerificationError
+        A file is missing or is not the one that was written; the message names it.
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder / MANIFEST)
+    for name, entry in manifest["files"].items():
+        if not _stays_inside(folder, name):
+            raise InputError(f"{folder / MANIFEST}: files: {name!r} leads out of the bundle; do not use this bundle")
+        path = folder / name
+        if not path.is_file():
+            raise VerificationError(f"{path}: the manifest lists it, and it is not there; copy the bundle again")
+        if _entry(path) != entry:
+            raise VerificationError(f"{path}: is not the file that the manifest describes; copy the bundle again")
+    return manifest
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingError(f"{path}: not found; a bundle is a folder with a {MANIFEST}, as edgelean fit writes it")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON: {error}") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise InputError(f"{path}: files: is missing; this is not the manifest of a bundle")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format: must be {FORMAT} for this version, found {manifest.get('format')!r}")
+    return manifest
+
+
+def _stays_inside(folder: Path, name: str) -> bool:
+    """Tell whether ``name`` is a place in ``folder``, links followed; a backslash separates on some systems only."""
+    return "\\" not in name and (folder / name).resolve().is_relative_to(folder.resolve())
+
+
+def _refuse(folder: Path, sources: Sequence[Path]) -> None:
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder}: is there already and is not a bundle; choose another folder for the bundle")
+    taken = {MANIFEST, README, RUNNER}
+    for source in sources:
+        if not source.is_file():
+            raise MissingError(f"{source}: not found; it was to go into the bundle {folder}")
+        if source.name in taken:
+            raise InputError(f"{source}: the bundle has a file called {source.name} already; rename it")
+        taken.add(source.name)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put the folder ``new`` at ``place``; what is there moves aside first, since a folder cannot be overwritten."""
+    aside = place.with_name(f".{place.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if place.exists():
+        place.rename(aside)
+    new.rename(place)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _readme(facts: BundleFacts, sources: Sequence[Path]) -> str:
+    models = [source for source in sources if source.suffix == ".onnx"]
+    lines = [f"# {facts.title}", ""]
+    if not facts.verified:
+        lines += ["**Not verified: do not deploy.** A check failed, or nothing was checked; see below.", ""]
+    lines += ["## Run it", "", "With Python 3.8 or newer, on any machine:", "", "    pip install numpy onnxruntime"]
+    for model in models:
+        lines.append(f"    python {RUNNER} INPUT.npy --model {model.name}")
+    lines += [
+        "",
+        "INPUT.npy holds a batch of samples, as `numpy.save` writes it; one such file per input of the model. The hash "
+        f"of the model is compared with {MANIFEST} before it is run. `--benchmark` prints the latency of a batch.",
+        "",
+        "## Build a TensorRT engine on the board",
+        "",
+        *(f"    {_trtexec(model, facts.batch)}" for model in models),
+        "",
+        "An engine runs only on the kind of GPU and with the version of TensorRT that built it.",
+        "",
+        "## What was checked",
+        "",
+        *(f"- {check['file']}: {check['reason']}" for check in facts.checks),
+        *(f"- {note}" for note in facts.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _trtexec(model: Path, batch: int) -> str:
+    """Return the command of the tool that comes with TensorRT on a Jetson."""
+    import onnx
+
+    graph = onnx.load(model).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+
+    def shapes(batch: int) -> str:
+        sizes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]] for value in inputs}
+        return ",".join(f"{name}:{'x'.join(map(str, [batch, *rest]))}" for name, rest in sizes.items())
+
+    return (
+        f"/usr/src/tensorrt/bin/trtexec --onnx={model.name} --stronglyTyped --minShapes={shapes(1)} "
+        f"--optShapes={shapes(batch)} --maxShapes={shapes(batch)} --saveEngine={model.stem}.engine"
+    )

@@ -1,0 +1,356 @@
+"""The closed loop: read the model, compare with the budgets, cut, and let it learn on.
+
+One object is attached to a training, by `edgelean.fit` or by a loop of one's own. After every step of the optimizer it
+is told so; at its events it measures, asks the controller for a demand and the allocator for the cheapest way to meet
+it, cuts, and checks that the cut model obeys the law. A cut that the network does not recover from is taken back.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from edgelean import control
+from edgelean.bench import Bench, limits_of
+from edgelean.board import Board
+from edgelean.errors import InputError, LawError
+from edgelean.nn import LRU
+from edgelean.reading import Reading
+from edgelean.shrink import law
+from edgelean.shrink.cut import Tensors, apply, cloned, restore, tensors_of
+from edgelean.shrink.plan import Plan, make_plan
+from edgelean.shrink.scores import Scores
+from edgelean.stopwatch import Stopwatch
+
+PATIENCE = 3
+"""So often a metric that has not come back after a cut is looked at again before the cut is taken back: with a high
+learning rate, or batch statistics that lag behind, the metric of a healthy network falls now and then."""
+
+OBSERVE_EVERY = 10
+"""Every so many steps the scores are collected: often enough to settle, rare enough to cost little."""
+
+
+class Record(Protocol):
+    """Takes the events of the loop: writes them down, shows them."""
+
+    def __call__(self, event: str, step: int, **fields: Any) -> object:
+        """Take one event."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the loop works with.
+
+    Attributes
+    ----------
+    board
+        Whose channel alignment sets the width of a step.
+    steps
+        Steps of the whole training.
+    validate
+        Gives the metric on the validation data, higher is better; None if there is none, and then no cut is
+        judged by it.
+    """
+
+    board: Board
+    steps: int
+    validate: Callable[[], float] | None
+    stopwatch: Stopwatch
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A cut that the network still has to recover from, and what is needed to take it back."""
+
+    tensors: Tensors
+    optimizer: Mapping[int, Mapping[str, Any]]
+    moments: Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass
+class Progress:
+    """What the loop remembers from event to event.
+
+    Attributes
+    ----------
+    control
+        The controller.
+    reading
+        The last reading of the present structure.
+    order
+        The last prices of all units, to tell whether their order has settled.
+    agreement
+        Rank correlation of the last two of these.
+    guard
+        The best metric so far, which a cut has to come back to.
+    pending, doubts
+        The last cut, until it is judged, and how often its judgement was put off.
+    confirmed
+        Whether readings are of the exported file: from the moment when the budgets first seemed met.
+    done
+        Whether every budget is met for good: nothing is left to do until the training ends.
+    spectra
+        Scores of every axis just before its first cut.
+    """
+
+    control: control.ControllerState
+    reading: Reading
+    guard: control.Guard
+    order: tuple[float, ...] = ()
+    agreement: float | None = None
+    pending: Pending | None = None
+    doubts: int = 0
+    confirmed: bool = False
+    done: bool = False
+    spectra: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+class ClosedLoop:
+    """Steers the model on a bench into its budgets while it trains.
+
+    Parameters
+    ----------
+    bench
+        The model; cuts change it in place, every parameter stays the same object.
+    optimizer
+        Its state is cut along.
+    around
+        How the model is validated, and how long the training is.
+
+    Attributes
+    ----------
+    record
+        Where events go; nowhere until it is set.
+    full_size
+        The reading of the model before the first cut.
+    limits
+        The budgets in ms and mJ.
+    """
+
+    def __init__(self, bench: Bench, optimizer: torch.optim.Optimizer, around: Surroundings) -> None:
+        self.bench, self.optimizer, self.around = bench, optimizer, around
+        self.record: Record = lambda event, step, **fields: None
+        self.scores = Scores()
+        self.scores.watch(bench.model, bench.anatomy.axes)
+        self.full_size = bench.read()
+        self.limits = limits_of(bench.profile, self.full_size)
+        self._refuse_the_unreachable()
+        start = bench.observed(self.full_size)
+        state = control.init(bench.profile.control, self.limits, start, around.steps)
+        guard = control.Guard(bench.profile.accuracy.cut_tolerance)
+        self.progress = Progress(state, self.full_size, guard)
+
+    def after_step(self, step: int) -> None:
+        """Do what is due after so many steps of the optimizer."""
+        with self.around.stopwatch.phase("control"):
+            self.scores.active = (step + 1) % OBSERVE_EVERY == 0
+            if self.progress.done or not control.due(step, self.progress.control):
+                return
+            if step % OBSERVE_EVERY == 0:
+                self._watch_the_order()
+            if control.gate_open(step, self.progress.agreement, self.progress.control):
+                self._event(step)
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.scores.release()
+
+    # -- one event -----------------------------------------------------------------------------------------------------
+
+    def _event(self, step: int) -> None:
+        metric = self._validated()
+        if self._recovering(step, metric):
+            return
+        if self._uncertain():
+            self._read_again(step)
+        demand = self._demand(step)
+        if control.all_met(demand) and not self.progress.confirmed:
+            # The budgets are judged on the artifact: if that misses, the loop goes on.
+            self.progress.confirmed = True
+            self._read_again(step)
+            demand = self._demand(step)
+        self.record("demand", step, **demand.to_json())
+        if demand.fraction > 0:
+            self._cut(step, demand, metric)
+        elif control.all_met(demand):
+            self.progress.done = not self._uncertain() or step >= self.progress.control.pace.ends
+
+    def _demand(self, step: int) -> control.Demand:
+        observed = self.bench.observed(self.progress.reading)
+        demand, self.progress.control = control.step(observed, step, self.progress.control)
+        return demand
+
+    def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
+        order, choices = self._choices()
+        allocation = control.allocate(choices, self.bench.cost, demand.targets)
+        plan = make_plan(self.bench.anatomy, allocation.keep, order, allocation.nats)
+        if not plan.cuts:
+            self.record("wait", step, reason="no step of any axis makes the model faster on this target")
+            return
+        self._keep_spectra(choices)
+        self.progress.pending = self._snapshot()
+        try:
+            error = self._apply(plan)
+        except LawError as refusal:
+            self._go_back(step, reason=str(refusal), metric_before=metric, metric_now=None)
+            return
+        self.progress.reading = self._read()
+        self.record(
+            "cut",
+            step,
+            demand=demand.fraction,
+            binding=demand.binding,
+            axes=[{"axis": cut.axis, "before": cut.before, "after": cut.after} for cut in plan.cuts],
+            nats=plan.nats,
+            metric_before=metric,
+            metric_after=self._validated(),
+            parameters=self.bench.parameters(),
+            predicted={"latency_ms": allocation.cost_after["latency"], "energy_mj": allocation.cost_after["energy"]},
+            law_error=error,
+            plan=plan.to_json(),
+        )
+        self.record_reading(step)
+
+    def _apply(self, plan: Plan) -> float:
+        """Cut the model; return how far its outputs are from the law.
+
+        Channels are compared with the masked model. A truncated state space layer has no masked counterpart; there
+        the error bound of balanced truncation is checked.
+        """
+        model, axes = self.bench.model, self.bench.anatomy.axes
+        channels = replace(plan, states={})
+        expected = law.outputs(model, law.masked(model, channels), self.bench.probe)
+        apply(model, channels, self.optimizer)
+        error = law.check(expected, law.outputs(model, tensors_of(model), self.bench.probe))
+        layers = {path: model.get_submodule(path) for path in plan.states}
+        originals = {path: layer.system() for path, layer in layers.items() if isinstance(layer, LRU)}
+        for path, reduction in apply(model, replace(plan, removals=()), self.optimizer).items():
+            law.check_bound(originals[path], layers[path], reduction)
+        for cut in plan.cuts:
+            self.scores.forget(axes[cut.axis], cut.removed)
+        self.bench.look()
+        return error
+
+    def _choices(self) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
+        """Return in which order the units of each axis go, and what the allocator may choose from."""
+        settings, width = self.bench.profile.control, self.bench.step_width(self.around.board)
+        order, choices = {}, []
+        for name, axis in self.bench.anatomy.axes.items():
+            priced = self.scores.removal_prices(axis, self.bench.model)
+            floor = max(settings.floor, width, math.ceil((1 - settings.largest_axis_cut) * axis.size))
+            if priced is None or axis.size <= floor:
+                continue
+            order[name], prices = priced
+            choices.append(control.Choice(name, axis.size, width, floor, prices))
+        return order, choices
+
+    # -- taking a cut back ---------------------------------------------------------------------------------------------
+
+    def _recovering(self, step: int, metric: float | None) -> bool:
+        """Judge the last cut now that the network had time to recover; take it back if it did not after all."""
+        guard = self.progress.guard
+        if metric is None or guard.accepts(metric) or self.progress.pending is None:
+            self.progress.pending, self.progress.doubts = None, 0
+            self.progress.guard = guard if metric is None else guard.seen(metric)
+            return False
+        self.progress.doubts += 1
+        if self.progress.doubts <= PATIENCE:
+            self.progress.control = control.postponed(self.progress.control, step)
+            return True
+        reason = f"the metric was {guard.best:.4f} before the cut and is {metric:.4f} after recovery"
+        self._go_back(step, reason=reason, metric_before=guard.best, metric_now=metric)
+        self.record_reading(step)
+        return True
+
+    def _snapshot(self) -> Pending:
+        moments = {path: cloned(flow.tensors()) for path, flow in self.scores.flows.items()}
+        optimizer = copy.deepcopy(self.optimizer.state_dict()["state"])
+        return Pending(cloned(tensors_of(self.bench.model)), optimizer, moments)
+
+    def _go_back(self, step: int, **why: Any) -> None:
+        pending, self.progress.pending, self.progress.doubts = self.progress.pending, None, 0
+        if pending is not None:
+            restore(self.bench.model, pending.tensors)
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": pending.optimizer, "param_groups": groups})
+            self.scores.put_back(pending.moments)
+            self.look_again()
+        self.progress.control = control.rolled_back(self.progress.control, step)
+        self.record("rollback", step, largest_cut=self.progress.control.clamps.largest_cut, **why)
+
+    def look_again(self) -> None:
+        """Take apart and read a model whose widths were changed from outside: rolled back, or resumed."""
+        self.bench.look()
+        self.progress.reading = self._read()
+
+    # -- readings ------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> Reading:
+        return self.bench.read_artifact() if self.progress.confirmed else self.bench.read()
+
+    def _read_again(self, step: int) -> None:
+        self.progress.reading = self._read()
+        self.record_reading(step)
+
+    def _uncertain(self) -> bool:
+        """Tell whether another reading of the same structure may give another figure."""
+        return self.progress.reading.latency.low < self.progress.reading.latency.high
+
+    def record_reading(self, step: int) -> None:
+        """Record the last reading as an event."""
+        latency, energy = self.progress.reading.latency, self.progress.reading.energy
+        self.record(
+            "reading",
+            step,
+            latency_ms=latency.value,
+            latency_low_ms=latency.low,
+            latency_high_ms=latency.high,
+            energy_mj=energy.value if energy else None,
+            provenance=latency.provenance,
+            energy_provenance=energy.provenance if energy else None,
+            parameters=self.bench.parameters(),
+            macs=self.bench.macs(),
+        )
+
+    def _validated(self) -> float | None:
+        if self.around.validate is None:
+            return None
+        with self.around.stopwatch.phase("evaluating"):
+            return self.around.validate()
+
+    # -- scores and reach ----------------------------------------------------------------------------------------------
+
+    def _watch_the_order(self) -> None:
+        prices = [self.scores.unit_prices(axis) for axis in self.bench.anatomy.axes.values() if axis.kind == "channels"]
+        order = tuple(price for axis in prices if axis is not None for price in axis.tolist())
+        if len(order) == len(self.progress.order) > 1:
+            self.progress.agreement = control.rank_correlation(self.progress.order, order)
+        self.progress.order = order
+
+    def _keep_spectra(self, choices: list[control.Choice]) -> None:
+        for choice in choices:
+            axis = self.bench.anatomy.axes[choice.axis]
+            self.progress.spectra.setdefault(choice.axis, self.scores.spectrum(axis, self.bench.model))
+
+    def _refuse_the_unreachable(self) -> None:
+        """Compare the budgets with the model at its smallest, before any training."""
+        width = self.bench.step_width(self.around.board)
+        floor = max(self.bench.profile.control.floor, width)
+        smallest = {name: min(axis.size, floor) for name, axis in self.bench.anatomy.axes.items()}
+        least, full = self.bench.cost(smallest), self.bench.cost({})
+        start = self.bench.observed(self.full_size)
+        for name, limit in self.limits.items():
+            reachable = start[name].measured * least[name] / full[name]
+            if limit < reachable:
+                unit = control.UNITS[name]
+                raise InputError(
+                    f"the {name} budget of {limit:.4g} {unit} is below anything that can be reached: the model at its "
+                    f"smallest (every axis at {floor} units) needs about {reachable:.4g} {unit}, "
+                    f"at full size {start[name].measured:.4g} {unit}"
+                )

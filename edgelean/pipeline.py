@@ -1,0 +1,93 @@
+"""The whole flow: recipe and profile in, verified bundle and report out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from edgelean.assemble import Materials, assemble
+from edgelean.bench import Bench
+from edgelean.chapters import begin, train_full_size, train_lean
+from edgelean.delivery import Label, deliver, evidence_of
+from edgelean.job import Job, ask, asked_before, new_folder
+from edgelean.loop import ClosedLoop, Surroundings
+from edgelean.profile import Profile
+from edgelean.recipe import Recipe
+from edgelean.report import write_report
+from edgelean.report.model import Report
+from edgelean.stopwatch import Stopwatch
+from edgelean.target import open_target
+from edgelean.training.run import OnEvent, Run
+from edgelean.training.trainer import evaluate, prepare
+
+
+def fit(
+    recipe: str | Recipe = "digits",
+    profile: str | Path | Profile = "jetson-orin",
+    *,
+    latency: str | None = None,
+    energy: str | None = None,
+    target: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    settings: Mapping[str, str] | None = None,
+    on_event: OnEvent | None = None,
+) -> Report:
+    """Train a model and make it smaller while it learns, until it is within the budgets of a profile.
+
+    Parameters
+    ----------
+    recipe
+        A built-in name, a Python file, an importable ``module:name``, or a `Recipe`.
+    profile
+        A name on the shelf, a TOML file, or a `Profile`.
+    latency, energy
+        Other budgets than the profile's: ``"2ms"``, ``"10mJ"``, or a share of the full-size model such as ``"50%"``.
+    target
+        ``"local"`` or ``"modelled"``; left out: local where the board is this machine, else modelled.
+    out
+        The run's folder, new or empty; left out: a new one under ``runs/``.
+    settings
+        Hyper-parameters of the recipe to replace, as ``--set`` does.
+    on_event
+        Called with every event as it happens.
+
+    Returns
+    -------
+    Report
+        Also written into the run's folder, as report.json and report.html.
+    """
+    job = ask(recipe, profile, latency=latency, energy=energy, target=target, seed=seed, settings=settings)
+    return run(job, Path(out) if out is not None else new_folder(job), on_event)
+
+
+def resume(folder: str | Path, *, on_event: OnEvent | None = None) -> Report:
+    """Go on with an interrupted run, to the same model as if nothing had happened."""
+    earlier = Run.open(Path(folder), on_event)
+    return run(asked_before(earlier), earlier.folder, on_event, earlier)
+
+
+def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | None = None) -> Report:
+    """Do a job in a folder, or the rest of it where an earlier run of it is given."""
+    stopwatch = Stopwatch()
+    session = prepare(job.recipe, job.seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    example = next(iter(session.loaders.validation))[0].to(session.device)
+    bench = Bench(session.model, (example,), job.profile, open_target(job.target, job.profile, job.board), stopwatch)
+    around = Surroundings(job.board, session.steps, lambda: evaluate(session, session.loaders.validation), stopwatch)
+    loop = ClosedLoop(bench, session.optimizer, around)
+    # Whatever can be wrong with the input has been found by now: from here on there is a folder.
+    here = earlier or Run.create(folder, job.asked, on_event)
+    if earlier is None:
+        begin(here, job, session, loop)
+    train_lean(session, loop, here, stopwatch)
+    twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
+    label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
+    delivery = deliver(loop, evidence_of(session), label, here.folder / "bundle", stopwatch)
+    report = assemble(Materials(job, session, loop, twin, delivery, here, stopwatch))
+    write_report(report, here.folder)
+    for verdict in report.verdicts:
+        here.record("verdict", session.steps, **vars(verdict))
+    here.record("end", session.steps, exit_code=report.exit_code, seconds=report.seconds)
+    return report

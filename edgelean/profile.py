@@ -1,0 +1,275 @@
+"""A profile: a board plus what a model may cost there, and how the controller gets it down to that."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, FiniteFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+
+from edgelean.board import Precision, load_board
+from edgelean.board.document import Frozen, document_names, find_document, is_path, knob, nearest, read_document
+from edgelean.errors import EdgeleanError, InputError
+from edgelean.shelf import shelf
+
+Quantity = Literal["latency", "energy"]
+
+_UNITS: Mapping[Quantity, Mapping[str, float]] = {
+    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
+    "energy": {"uJ": 1e-3, "mJ": 1.0, "J": 1e3},
+}
+_EXAMPLES: Mapping[Quantity, str] = {"latency": '"2ms", "350us", "0.5s"', "energy": '"10mJ", "50uJ", "2J"'}
+_AMOUNT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z]+|%)\s*")
+
+
+class Budget(Frozen):
+    """A bound on one quantity, absolute or as a share of what the full-size model costs.
+
+    Attributes
+    ----------
+    quantity
+        ``latency`` of one batch, or ``energy`` of one inference, that is of one sample.
+    limit
+        The bound in ms or mJ.
+    share
+        The bound as a share of the full-size model, above 0 and up to 1. Exactly one of limit and share is given.
+    percentile
+        Which percentile of the latency must stay within the bound. Energy is a mean and has none (50).
+    """
+
+    quantity: Quantity
+    limit: FiniteFloat | None = Field(default=None, gt=0)
+    share: FiniteFloat | None = Field(default=None, gt=0, le=1)
+    percentile: FiniteFloat = Field(default=50.0, gt=0, lt=100)
+
+    @model_validator(mode="after")
+    def _is_one_bound(self) -> Self:
+        if (self.limit is None) == (self.share is None):
+            raise ValueError('give either limit = "2ms" or share = "50%", and not both')
+        if self.quantity == "energy" and self.percentile != 50:
+            raise ValueError("percentile is for latency; the energy of an inference is a mean")
+        return self
+
+    @property
+    def unit(self) -> Literal["ms", "mJ"]:
+        """The unit of the limit."""
+        return "ms" if self.quantity == "latency" else "mJ"
+
+    def resolve(self, full_size: float) -> float:
+        """Return the bound in ms or mJ, given what the full-size model costs in that unit.
+
+        Raises
+        ------
+        InputError
+            The budget is a share, and the cost of the full-size model is not a positive number.
+        """
+        if self.limit is not None:
+            return self.limit
+        if not (math.isfinite(full_size) and full_size > 0):
+            raise InputError(
+                f"the {self.quantity} budget {self} is a share of the full-size model, whose {self.quantity} is "
+                f"{full_size} {self.unit}: give the budget in {self.unit}"
+            )
+        return (self.share or 1.0) * full_size
+
+    def __str__(self) -> str:
+        """Return the budget as it would be written in a profile."""
+        amount = 100 * (self.share or 1.0) if self.limit is None else self.limit
+        return f"{amount:.12g}{'%' if self.limit is None else self.unit}"
+
+
+def parse_budget(quantity: Quantity, text: str, percentile: float = 50.0) -> Budget:
+    """Return the budget that a text such as "2ms", "350us", "10mJ", "2J" or "50%" means.
+
+    Raises
+    ------
+    InputError
+        The text has no number, no unit or the unit of something else, or it is not above 0, or above 100 %.
+    """
+    value, unit = _amount(quantity, text)
+    if not 0 < percentile < 100:
+        raise InputError(f"{quantity} budget {text!r}: the percentile must be between 0 and 100, found {percentile:g}")
+    if unit == "%":
+        return Budget(quantity=quantity, share=value, percentile=percentile)
+    return Budget(quantity=quantity, limit=value, percentile=percentile)
+
+
+def _amount(quantity: Quantity, text: str) -> tuple[float, str]:
+    """Return the value, in ms, mJ or as a share, and the unit that was written."""
+    factors = {**_UNITS[quantity], "%": 0.01}
+    match = _AMOUNT.fullmatch(text)
+    if match is None or match[2] not in factors:
+        raise InputError(
+            f"{quantity} budget {text!r}: write a number and a unit, such as {_EXAMPLES[quantity]}, or a share of the "
+            'full-size model, such as "50%"'
+        )
+    value = float(match[1]) * factors[match[2]]
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{quantity} budget {text!r}: must be above 0 and finite")
+    if match[2] == "%" and value > 1:
+        raise InputError(f"{quantity} budget {text!r}: a share of the full-size model is at most 100%")
+    return value, match[2]
+
+
+class Budgets(Frozen):
+    """What a model may cost; at least one bound is given."""
+
+    latency: Budget | None = knob(None, "ms or share", "Bound on a percentile of the latency of one batch.")
+    energy: Budget | None = knob(None, "mJ or share", "Bound on the energy of one inference, that is of one sample.")
+
+    @field_validator("latency", "energy", mode="before")
+    @classmethod
+    def _read(cls, written: Any, info: ValidationInfo) -> Any:
+        quantity: Quantity = "latency" if info.field_name == "latency" else "energy"
+        if isinstance(written, str):
+            return parse_budget(quantity, written)
+        if isinstance(written, dict) and "quantity" not in written:
+            return {"quantity": quantity, **{key: _bound(quantity, key, value) for key, value in written.items()}}
+        if isinstance(written, int | float):
+            raise InputError(f"a number needs its unit, such as {_EXAMPLES[quantity]}, found {written}")
+        return written
+
+    @model_validator(mode="after")
+    def _is_a_budget(self) -> Self:
+        if self.latency is None and self.energy is None:
+            raise ValueError('give a latency such as "2ms", an energy such as "10mJ", or both')
+        return self
+
+
+def _bound(quantity: Quantity, key: str, value: Any) -> Any:
+    if key not in ("limit", "share"):
+        return value
+    amount, unit = _amount(quantity, str(value))
+    if (unit == "%") != (key == "share"):
+        raise InputError(f'{key} = {value!r}: a limit is such as {_EXAMPLES[quantity]}, a share is such as "50%"')
+    return amount
+
+
+class ControlSettings(Frozen):
+    """How the controller goes from the full-size model to the budgets."""
+
+    window: tuple[FiniteFloat, FiniteFloat] = knob(
+        (0.05, 0.5), "share of the training steps", "Cuts are made between these two points of the training."
+    )
+    events: PositiveInt = knob(8, "cuts", "The window has room for this many cuts, evenly spaced.")
+    largest_cut: FiniteFloat = knob(
+        0.35, "share of the cost", "No single cut may remove more of the predicted cost.", gt=0, lt=1
+    )
+    largest_axis_cut: FiniteFloat = knob(
+        0.5, "share of the units", "No single cut may remove more of any one axis.", gt=0, lt=1
+    )
+    dead_band: FiniteFloat = knob(
+        0.02,
+        "share of the cost",
+        "A smaller cut is not worth its disturbance while the reference is still falling.",
+        ge=0,
+        lt=1,
+    )
+    settled: FiniteFloat = knob(
+        0.9, "rank correlation", "Cuts wait until successive scores order the units at least this alike.", ge=0, le=1
+    )
+    wait: FiniteFloat = knob(
+        0.10, "share of the training steps", "From here on cuts no longer wait for settled scores.", ge=0, lt=1
+    )
+    margin: FiniteFloat = knob(
+        0.03, "share of the budget", "The controller aims this far below each budget.", ge=0, lt=0.5
+    )
+    floor: PositiveInt = knob(8, "units", "No axis is cut below this many units (channels, heads, states).")
+    recovery_steps: PositiveInt | None = knob(
+        None,
+        "training steps",
+        "Training between a cut and the judgement on it; the space between two cuts if left out.",
+    )
+
+    @model_validator(mode="after")
+    def _times_are_in_order(self) -> Self:
+        start, end = self.window
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"window must be two shares, 0 <= start < end <= 1, found [{start:g}, {end:g}]")
+        if self.wait >= end:
+            raise ValueError(f"wait ({self.wait:g}) must be before the end of the window ({end:g})")
+        return self
+
+
+class AccuracySettings(Frozen):
+    """How much of the metric a run may give up."""
+
+    cut_tolerance: FiniteFloat = knob(
+        0.03, "drop of the metric", "A cut whose drop after recovery is larger is rolled back.", gt=0, le=1
+    )
+    artifact_drop: FiniteFloat = knob(
+        0.01, "drop of the metric", "The exported artifact may be this much worse than the trained model.", ge=0, le=1
+    )
+
+
+class Profile(Frozen):
+    """A board plus budgets, precision, batch size and export targets; ``name`` is the name of its file."""
+
+    name: str
+    title: str = ""
+    board: str = knob(..., "", "The hardware: a board of the shelf, or a file beside the profile.")
+    precision: Precision = knob(..., "", "What the model computes with on the board.")
+    batch: PositiveInt = knob(..., "samples", "Samples per call; the latency is that of a whole batch.")
+    targets: tuple[str, ...] = knob(..., "", "What is exported.", min_length=1)
+    budgets: Budgets
+    control: ControlSettings = ControlSettings()
+    accuracy: AccuracySettings = AccuracySettings()
+    carbon_g_per_kwh: FiniteFloat = knob(
+        475.0, "g CO2e per kWh", "Carbon intensity of the electricity that trains the model (IEA, world).", ge=0
+    )
+
+    def with_budgets(self, latency: str | None = None, energy: str | None = None) -> Profile:
+        """Return the profile with other budgets, written as in a profile; None leaves a budget as it is.
+
+        Raises
+        ------
+        InputError
+            A text is not a budget.
+        """
+        budgets = self.budgets
+        if latency is not None:
+            percentile = budgets.latency.percentile if budgets.latency else 50.0
+            budgets = budgets.model_copy(update={"latency": parse_budget("latency", latency, percentile)})
+        if energy is not None:
+            budgets = budgets.model_copy(update={"energy": parse_budget("energy", energy)})
+        return self.model_copy(update={"budgets": budgets})
+
+
+def profile_names() -> tuple[str, ...]:
+    """Return the names of the profiles that ship with edgelean, sorted."""
+    return document_names(shelf("profiles"))
+
+
+def target_names() -> tuple[str, ...]:
+    """Return the names of the export targets that ship with edgelean, sorted."""
+    return document_names(shelf("export") / "targets")
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Return a profile by its name, or by the path of a TOML file of one's own.
+
+    A board that is given as a path is looked for beside the profile.
+
+    Raises
+    ------
+    MissingError
+        There is no such profile; the message has the nearest names.
+    InputError
+        The file is malformed or contradicts itself: ``FILE: key: what is allowed``.
+    """
+    path = find_document("profile", shelf("profiles"), name_or_path)
+    profile = read_document(Profile, path, {"name": path.stem})
+    if is_path(profile.board):
+        profile = profile.model_copy(update={"board": str((path.parent / profile.board).resolve())})
+    try:
+        load_board(profile.board)
+    except EdgeleanError as error:
+        raise InputError(f"{path}: board: {error}") from None
+    for target in profile.targets:
+        if target not in target_names():
+            hint = nearest(target, target_names())
+            raise InputError(f"{path}: targets: there is no export target {target!r}: {hint}")
+    return profile

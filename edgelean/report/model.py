@@ -1,0 +1,272 @@
+"""What one run has to tell: a tree of plain values, the same in memory, in report.json and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from edgelean.errors import InputError
+from edgelean.exporter import EngineNote
+from edgelean.reading import Provenance
+from edgelean.verifier import ArtifactCheck
+
+Outcome = Literal["met", "not met", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One budget, judged on the exported artifact.
+
+    Attributes
+    ----------
+    quantity, unit
+        ``"latency"`` in ``"ms"``, ``"energy"`` in ``"mJ"``.
+    limit, limit_text
+        The budget in ``unit``, and how it was asked for, as ``"50 % of full-size"``.
+    value, low, high
+        The final figure and the ends of its 95 % confidence interval, in ``unit``.
+    full_size
+        The same figure of the full-size model, in ``unit``; None when it is unknown.
+    margin
+        ``1 - value / limit``: the share of the budget that is left, negative when it is exceeded.
+    provenance, method
+        Where the figure comes from, as a word and as a sentence.
+    percentile
+        Which percentile a latency is (50 for the median).
+    """
+
+    quantity: str
+    unit: str
+    limit: float
+    limit_text: str
+    value: float
+    low: float
+    high: float
+    full_size: float | None
+    outcome: Outcome
+    margin: float
+    provenance: Provenance
+    method: str
+    percentile: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One side of the comparison: the full-size model or the lean one. None means unknown; the notes say why.
+
+    Attributes
+    ----------
+    accuracy, accuracy_note
+        The recipe's metric on the test split, and a remark about it.
+    latency_ms, energy_mj, provenance, energy_provenance
+        Latency and energy per inference. ``energy_provenance`` is None when it is the same as ``provenance``.
+    parameters, macs, artifact_bytes
+        Size: parameters, multiply-accumulates per inference, bytes of the largest-precision artifact.
+    training_s, training_kwh, training_co2_g, training_note
+        What the training cost, and a remark such as ``"estimated from its step time"``.
+    """
+
+    accuracy: float | None
+    accuracy_note: str
+    latency_ms: float | None
+    energy_mj: float | None
+    provenance: Provenance
+    parameters: int | None
+    macs: int | None
+    artifact_bytes: int | None
+    training_s: float | None
+    training_note: str
+    training_kwh: float | None
+    training_co2_g: float | None
+    energy_provenance: Provenance | None = None
+
+
+@dataclass(frozen=True)
+class EpochPoint:
+    """Training loss and validation metric at the end of one epoch."""
+
+    epoch: int
+    step: int
+    loss: float
+    metric: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingPoint:
+    """One reading during training. ``energy_provenance`` is None when it is the same as ``provenance``."""
+
+    step: int
+    latency_ms: float
+    latency_low_ms: float
+    latency_high_ms: float
+    energy_mj: float | None
+    parameters: int
+    macs: int
+    provenance: Provenance
+    energy_provenance: Provenance | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutPoint:
+    """One cut.
+
+    Attributes
+    ----------
+    demand, binding
+        The fraction of predicted cost that had to go, and the quantity whose budget asked for it.
+    axes
+        ``(axis, units before, units after)`` of every axis that was cut.
+    nats
+        The predicted price: how much the loss rises.
+    metric_before, metric_after
+        The validation metric right before and right after the cut.
+    law_error
+        Largest relative difference between the cut model and the masked model on the probe batch.
+    kept
+        False when the guard rolled the cut back.
+    """
+
+    step: int
+    demand: float
+    binding: str
+    axes: tuple[tuple[str, int, int], ...]
+    nats: float
+    metric_before: float | None
+    metric_after: float | None
+    law_error: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class LayerWidth:
+    """The width of one layer, in units, before the first cut and after the last."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The scores of one axis just before its first cut, largest first, and how many of its units stayed.
+
+    Attributes
+    ----------
+    kind
+        ``"channels"`` (empirical scores) or ``"states"`` (Hankel singular values).
+    unit
+        What a score is, as it stands below the plot.
+    """
+
+    axis: str
+    kind: str
+    scores: tuple[float, ...]
+    kept: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One file of the bundle."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that one run has to tell.
+
+    Attributes
+    ----------
+    board, target
+        The board's title, and the name of the target that the candidates were read on.
+    started, seconds
+        Start in ISO 8601, UTC; length of the whole run.
+    verdicts, checks
+        Per budget, and per exported file.
+    epochs_history, full_size_history, readings, cuts
+        The story over the training steps; ``full_size_history`` is empty when no full-size twin was trained.
+    timing
+        Seconds per phase: training, evaluating, control, measuring, exporting, verifying, other.
+    notes
+        Remarks that limit the figures, such as guessed board numbers.
+    refused
+        ``(what, why)``: parts of the model that were left alone.
+    references
+        Citations of the methods that were used.
+    training_energy_method
+        How the energy of the training was found.
+    commands
+        Shell commands that run what is in the bundle.
+    """
+
+    edgelean_version: str
+    recipe: str
+    profile: str
+    board: str
+    target: str
+    seed: int
+    epochs: int
+    steps: int
+    started: str
+    seconds: float
+    exit_code: int
+    verdicts: tuple[Verdict, ...]
+    checks: tuple[ArtifactCheck, ...]
+    full_size: Side
+    lean: Side
+    metric_name: str
+    epochs_history: tuple[EpochPoint, ...]
+    full_size_history: tuple[EpochPoint, ...]
+    readings: tuple[ReadingPoint, ...]
+    cuts: tuple[CutPoint, ...]
+    layers: tuple[LayerWidth, ...]
+    spectra: tuple[Spectrum, ...]
+    timing: Mapping[str, float]
+    engine: EngineNote
+    bundle: tuple[BundleFile, ...]
+    notes: tuple[str, ...]
+    environment: Mapping[str, str]
+    refused: tuple[tuple[str, str], ...]
+    references: tuple[str, ...]
+    training_energy_method: str
+    commands: tuple[str, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """Whether every budget is met and every exported file passed its check."""
+        return all(v.outcome == "met" for v in self.verdicts) and all(c.passed for c in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON types."""
+        plain: dict[str, Any] = _adapter().dump_python(self, mode="json")
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Report:
+        """Return the report that ``to_json`` gave.
+
+        Raises
+        ------
+        InputError
+            If a field is missing or is not of its type.
+        """
+        try:
+            return _adapter().validate_python(plain)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(
+                f"this is not a report of edgelean: {where}: {first['msg']}: write a new one with `edgelean fit`"
+            ) from None
+
+
+@cache
+def _adapter() -> TypeAdapter[Report]:
+    return TypeAdapter(Report)

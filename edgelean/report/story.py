@@ -1,0 +1,218 @@
+"""The sentences and rows that the page and the terminal share, so that both tell the same story."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from edgelean.reading import Provenance
+from edgelean.report import numbers
+from edgelean.report.model import Report, Side, Verdict
+from edgelean.verifier import ArtifactCheck
+
+IN_WORDS = {
+    Provenance.MEASURED: "measured on the board",
+    Provenance.TRANSFERRED: "measured on this machine, mapped to the board by its cost model",
+    Provenance.MODELLED: "board cost model, not measured on a board",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the full-size against lean table, ready to print.
+
+    Attributes
+    ----------
+    provenance
+        The word of the figures where they are latency or energy, else empty.
+    note
+        What limits the figures of this line.
+    """
+
+    label: str
+    full: str
+    lean: str
+    change: str
+    note: str = ""
+    provenance: str = ""
+
+
+def headline(report: Report) -> str:
+    """Return the one sentence that says how the run ended."""
+    missed = [v for v in report.verdicts if v.outcome == "not met"]
+    open_ = [v for v in report.verdicts if v.outcome == "undecided"]
+    failed = [check for check in report.checks if not check.passed]
+    if missed:
+        return f"Does not fit: {_listed(_missed(v) for v in missed)}{_rest(report, missed)}."
+    if failed:
+        return f"Not verified: {_listed(_failed(check) for check in failed)}{_rest(report, [])}."
+    if open_:
+        return f"Undecided: {_listed(_undecided(v) for v in open_)}{_rest(report, open_)}."
+    return f"Fits: {_listed([*(_figure(v) for v in report.verdicts), _accuracy(report)])}."
+
+
+def outcome(report: Report) -> str:
+    """Return ``"met"``, ``"not met"`` or ``"undecided"`` for the whole run; a failed check is ``"not met"``."""
+    if report.met:
+        return "met"
+    missed = any(verdict.outcome == "not met" for verdict in report.verdicts)
+    return "not met" if missed or not all(check.passed for check in report.checks) else "undecided"
+
+
+def origin(report: Report) -> str:
+    """Return the sentence that says where latency and energy come from."""
+    groups: dict[Provenance, list[str]] = {}
+    for verdict in report.verdicts:
+        groups.setdefault(verdict.provenance, []).append(verdict.quantity)
+    if not groups:
+        groups = {report.lean.provenance: ["latency"]}
+    sentences = []
+    for provenance, quantities in groups.items():
+        verb = "is" if len(quantities) == 1 else "are"
+        sentences.append(f"{' and '.join(quantities)} {verb} {provenance}: {IN_WORDS[provenance]}.".capitalize())
+    return " ".join(sentences)
+
+
+def margin_text(verdict: Verdict) -> str:
+    """Return the margin in words, with the way the budget was asked for where that is not just its number."""
+    asked = f" of {verdict.limit_text}" if "full-size" in verdict.limit_text else ""
+    if verdict.margin >= 0:
+        return f"{numbers.percent(verdict.margin)} below the budget{asked}"
+    return f"{numbers.percent(-verdict.margin)} over the budget{asked}"
+
+
+def started_text(report: Report) -> str:
+    """Return when the run began, to the minute: ``"2026-03-14 09:26 UTC"``."""
+    return f"{datetime.fromisoformat(report.started).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def quantity_title(verdict: Verdict) -> str:
+    """Return what a verdict is about: ``"Latency, median"``, ``"Energy per inference"``."""
+    if verdict.quantity == "latency":
+        return f"Latency, {percentile_name(verdict.percentile)}"
+    return "Energy per inference" if verdict.quantity == "energy" else verdict.quantity.capitalize()
+
+
+def percentile_name(percentile: float) -> str:
+    """Return ``"median"`` or ``"95th percentile"``."""
+    if percentile == 50:
+        return "median"
+    whole = f"{percentile:g}"
+    ending = "th" if whole.endswith(("11", "12", "13")) else {"1": "st", "2": "nd", "3": "rd"}.get(whole[-1], "th")
+    return f"{whole}{ending} percentile"
+
+
+def provenances(values: Iterable[Provenance]) -> str:
+    """Return the provenance words that occur, each once, in the order of trust."""
+    seen = set(values)
+    return " and ".join(word.value for word in Provenance if word in seen)
+
+
+def comparison(report: Report) -> tuple[Row, ...]:
+    """Return the full-size against lean table."""
+    full, lean = report.full_size, report.lean
+    return (
+        _metric_row(report),
+        _latency_row(full, lean),
+        _energy_row(full, lean),
+        _row("Parameters", full.parameters, lean.parameters, "whole"),
+        _row("MACs per inference", full.macs, lean.macs, "count"),
+        _row("Artifact", full.artifact_bytes, lean.artifact_bytes, "bytes"),
+        Row("Training time", numbers.duration(full.training_s), numbers.duration(lean.training_s),
+            numbers.ratio(full.training_s, lean.training_s), _both(full.training_note, lean.training_note)),
+        _row("Training energy", full.training_kwh, lean.training_kwh, "kWh", report.training_energy_method),
+        _row("Training CO₂", full.training_co2_g, lean.training_co2_g, "g"),
+    )  # fmt: skip
+
+
+def time_shares(report: Report) -> tuple[tuple[str, float, float], ...]:
+    """Return ``(phase, seconds, share of the run)``, in the order of the report."""
+    total = sum(report.timing.values()) or 1.0
+    return tuple((phase, seconds, seconds / total) for phase, seconds in report.timing.items())
+
+
+def overhead_text(report: Report) -> str:
+    """Return the sentence about what control and measuring cost."""
+    shares = {phase: share for phase, _, share in time_shares(report)}
+    overhead = shares.get("control", 0.0) + shares.get("measuring", 0.0)
+    return (
+        f"Training took {numbers.percent(shares.get('training', 0.0))} of the run, "
+        f"control and measuring {numbers.percent(overhead)}."
+    )
+
+
+def _metric_row(report: Report) -> Row:
+    full, lean, name = report.full_size, report.lean, report.metric_name
+    return Row(
+        f"{name.capitalize()}, test split",
+        numbers.metric_text(name, full.accuracy),
+        numbers.metric_text(name, lean.accuracy),
+        numbers.metric_change(name, full.accuracy, lean.accuracy),
+        _both(full.accuracy_note, lean.accuracy_note),
+    )
+
+
+def _latency_row(full: Side, lean: Side) -> Row:
+    texts = _with_unit(numbers.aligned((full.latency_ms, lean.latency_ms)), "ms")
+    words = (full.provenance, lean.provenance)
+    change = numbers.ratio(full.latency_ms, lean.latency_ms, "faster")
+    return Row("Latency", *texts, change, IN_WORDS[lean.provenance], provenances(words))
+
+
+def _energy_row(full: Side, lean: Side) -> Row:
+    texts = _with_unit(numbers.aligned((full.energy_mj, lean.energy_mj)), "mJ")
+    words = [side.energy_provenance or side.provenance for side in (full, lean) if side.energy_mj is not None]
+    change = numbers.ratio(full.energy_mj, lean.energy_mj)
+    note = IN_WORDS[words[-1]] if words else "nothing on this target can tell it"
+    return Row("Energy per inference", *texts, change, note, provenances(words))
+
+
+def _row(label: str, full: float | None, lean: float | None, unit: str, note: str = "") -> Row:
+    left, right = numbers.scaled((full, lean), unit)
+    return Row(label, left, right, numbers.ratio(full, lean), note)
+
+
+def _with_unit(texts: Iterable[str], unit: str) -> tuple[str, str]:
+    left, right = (text if text == numbers.UNKNOWN else f"{text} {unit}" for text in texts)
+    return left, right
+
+
+def _both(full: str, lean: str) -> str:
+    if full == lean:
+        return full
+    parts = [f"{side}: {note}" for side, note in (("full-size", full), ("lean", lean)) if note]
+    return "; ".join(parts)
+
+
+def _figure(verdict: Verdict) -> str:
+    return numbers.against(verdict.value, verdict.limit, verdict.unit)
+
+
+def _missed(verdict: Verdict) -> str:
+    return f"{_figure(verdict)} ({numbers.percent(-verdict.margin)} over)"
+
+
+def _undecided(verdict: Verdict) -> str:
+    low, high = numbers.aligned((verdict.low, verdict.high))
+    return f"{_figure(verdict)}, and the reading is only sure to lie between {low} and {high} {verdict.unit}"
+
+
+def _failed(check: ArtifactCheck) -> str:
+    return f"{check.file} failed its check ({check.reason})"
+
+
+def _rest(report: Report, said: list[Verdict]) -> str:
+    met = [f"{_figure(v)} {v.outcome}" for v in report.verdicts if v not in said]
+    return f"; {_listed([*met, _accuracy(report)])}"
+
+
+def _accuracy(report: Report) -> str:
+    name, full, lean = report.metric_name, report.full_size.accuracy, report.lean.accuracy
+    if full is None:
+        return f"{name} {numbers.metric_text(name, lean)}"
+    return f"{name} {numbers.metric_text(name, lean)} against {numbers.metric_text(name, full)} full-size"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    return ", ".join(parts)

@@ -1,0 +1,150 @@
+"""The energy of the training itself, through codecarbon, and its estimate of what this machine draws.
+
+codecarbon is used for energy only. Its carbon intensity follows a country that it may guess wrong, so the grams of CO2
+are computed here from the intensity that the profile states.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from edgelean.sensors.window import Clock
+
+SILENT = logging.CRITICAL + 1
+SECONDS_BETWEEN_READINGS = 10.0
+ESTIMATED_SHARE = 0.5
+"""Share of its rated power at which codecarbon takes an unmeasured processor to run."""
+UNKNOWN_PROCESSOR_W = 85.0
+"""What codecarbon takes a processor to need that it cannot even name."""
+
+
+class Part(NamedTuple):
+    """Energy of one component in kWh, and whether it was read from a counter or guessed from a data sheet."""
+
+    kwh: float
+    how: Literal["measured", "estimated"]
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a stretch of training took.
+
+    Attributes
+    ----------
+    seconds
+        Wall-clock length.
+    parts
+        Energy by component (``"cpu"``, ``"gpu"``, ``"ram"``); empty where codecarbon could not read this machine.
+    method
+        How it was obtained, in words that can stand in a report.
+    """
+
+    seconds: float
+    parts: Mapping[str, Part]
+    method: str
+
+    @property
+    def kwh(self) -> float | None:
+        """The whole energy in kWh; None where nothing is known."""
+        return sum(part.kwh for part in self.parts.values()) if self.parts else None
+
+    def co2_g(self, carbon_g_per_kwh: float) -> float | None:
+        """Return the grams of CO2 at a carbon intensity in g/kWh; None where the energy is not known."""
+        return None if self.kwh is None else self.kwh * carbon_g_per_kwh
+
+
+class TrainingEnergy:
+    """Watches the energy of the whole machine from :meth:`start` to :meth:`stop`.
+
+    Silent, offline and without files: nothing is logged, no address is contacted, no emissions.csv is written. The
+    first start takes a second or two, while codecarbon looks at the hardware.
+    """
+
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
+        self._clock = clock
+        self._begin_s = clock()
+        self._tracker: Any = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        import codecarbon
+
+        _silence()
+        self._begin_s = self._clock()
+        self._tracker = codecarbon.OfflineEmissionsTracker(
+            country_iso_code="USA",  # a country is obligatory; the intensity below leaves it without effect
+            force_carbon_intensity_g_co2e_kwh=0.0,
+            output_methods=[],
+            emissions_endpoint=None,
+            allow_multiple_runs=True,
+            tracking_mode="machine",
+            pue=1.0,
+            measure_power_secs=SECONDS_BETWEEN_READINGS,
+            log_level="critical",
+        )
+        self._tracker.start()
+
+    def stop(self) -> TrainingCost:
+        """End and return what was used since :meth:`start`."""
+        seconds = self._clock() - self._begin_s
+        tracker, self._tracker = self._tracker, None
+        # codecarbon swallows its own failures, and then has no data.
+        if tracker is None or getattr(tracker, "_start_time", None) is None:
+            return TrainingCost(seconds, {}, "not known: codecarbon could not read this machine")
+        tracker.stop()
+        parts = _parts(tracker)
+        words = ", ".join(f"{name} {part.how}" for name, part in parts.items())
+        return TrainingCost(seconds, parts, f"codecarbon, offline, the whole machine: {words}")
+
+
+@dataclass(frozen=True)
+class PowerEstimate:
+    """A constant power that nobody measured.
+
+    Attributes
+    ----------
+    watts
+        The power in W.
+    method
+        Whose estimate it is, in words that can stand in a report.
+    """
+
+    watts: float
+    method: str
+
+
+def estimate_power() -> PowerEstimate:
+    """Return codecarbon's estimate of what the processor of this machine draws: half of its rated power.
+
+    The memory is left out, as RAPL leaves it out. Takes a second or two: codecarbon looks at the processor.
+    """
+    from codecarbon.core.cpu import TDP
+
+    _silence()
+    processor = TDP()
+    rated_w = float(processor.tdp or UNKNOWN_PROCESSOR_W)
+    watts = ESTIMATED_SHARE * rated_w
+    return PowerEstimate(
+        watts, f"codecarbon's estimate: {watts:g} W, half of the {rated_w:g} W that it takes {processor.model} to need"
+    )
+
+
+def _silence() -> None:
+    """Keep codecarbon from logging; its import sets the level, so this comes after it."""
+    logging.getLogger("codecarbon").setLevel(SILENT)
+
+
+def _parts(tracker: Any) -> dict[str, Part]:
+    """Take the energy apart; what is not known to be a counter counts as estimated."""
+    data = tracker.final_emissions_data
+    counted = any(getattr(item, "_mode", "") == "intel_rapl" for item in getattr(tracker, "_hardware", ()))
+    parts = {
+        "cpu": Part(float(data.cpu_energy), "measured" if counted else "estimated"),
+        "gpu": Part(float(data.gpu_energy), "measured"),
+        "ram": Part(float(data.ram_energy), "estimated"),
+    }
+    return {name: part for name, part in parts.items() if part.kwh > 0}

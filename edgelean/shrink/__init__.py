@@ -1,0 +1,1 @@
+"""Shrinking: axes, scores, plans and cuts."""

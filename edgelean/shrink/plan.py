@@ -1,0 +1,102 @@
+"""Plans: which units of which axes go, as a value that can be printed, saved and replayed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from edgelean.shrink.axes import Anatomy
+
+
+@dataclass(frozen=True)
+class AxisCut:
+    """What happens to one axis: units before and after, and which ones go (none are named for states)."""
+
+    axis: str
+    kind: str
+    before: int
+    after: int
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Elements that go from one dimension of one parameter or buffer."""
+
+    tensor: str
+    dim: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cut that has not happened yet.
+
+    Attributes
+    ----------
+    cuts
+        The axes that shrink.
+    removals
+        The same in elements of tensors, so that the plan can be replayed without a trace.
+    states
+        For each linear recurrent unit that is truncated (its path in the model), the states it keeps.
+    nats
+        Loss that the cut is predicted to cost.
+    """
+
+    cuts: tuple[AxisCut, ...]
+    removals: tuple[Removal, ...]
+    states: Mapping[str, int]
+    nats: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Plan:
+        """Return the plan that `to_json` wrote."""
+        return cls(
+            cuts=tuple(AxisCut(**{**cut, "removed": tuple(cut["removed"])}) for cut in plain["cuts"]),
+            removals=tuple(Removal(r["tensor"], r["dim"], tuple(r["indices"])) for r in plain["removals"]),
+            states=dict(plain["states"]),
+            nats=float(plain["nats"]),
+        )
+
+
+def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Sequence[int]], nats: float) -> Plan:
+    """Turn an allocation (units to keep per axis) into a plan.
+
+    Parameters
+    ----------
+    keep
+        Units to keep; axes that are not named, or keep all, are left alone.
+    order
+        For each axis of channels its units, the least valuable first.
+    nats
+        Predicted loss of the whole plan.
+    """
+    cuts, states = [], {}
+    removals: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for name, kept in keep.items():
+        axis = anatomy.axes[name]
+        if kept >= axis.size:
+            continue
+        if axis.kind == "states":
+            states[axis.module()] = kept
+            cuts.append(AxisCut(name, axis.kind, axis.size, kept, ()))
+            continue
+        gone = sorted(order[name][: axis.size - kept])
+        cuts.append(AxisCut(name, axis.kind, axis.size, kept, tuple(gone)))
+        for slot, elements in axis.slots.items():
+            removals[slot].extend(int(index) for index in np.unique(elements[gone]))
+    return Plan(
+        tuple(cuts),
+        tuple(Removal(tensor, dim, tuple(sorted(set(indices)))) for (tensor, dim), indices in removals.items()),
+        states,
+        nats,
+    )

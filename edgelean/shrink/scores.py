@@ -1,0 +1,184 @@
+"""Scores: what the removal of each unit is predicted to cost, in nats of the training loss.
+
+The price of a unit is half the energy that flows through it, seen by the loss: the centred variance of its activation
+(controllability) times the Fisher information of the loss at that activation (observability), summed over everything
+that reads it. Both are collected during training, on a few steps only.
+
+References
+----------
+Theis, Korshunova, Tejani, Huszar: Faster gaze prediction with dense networks and Fisher pruning, 2018.
+Lall, Marsden, Glavaski: Empirical model reduction of controlled nonlinear systems, IFAC 1999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgelean.nn import LRU
+from edgelean.shrink.axes import Axis
+from edgelean.shrink.balance import hankel_singular_values
+from edgelean.shrink.balance import prices as state_prices
+
+FORGETTING = 0.7
+
+
+@dataclass
+class Flow:
+    """Running moments of what one module reads (or, for states, writes), each ``[features]``."""
+
+    mean: Tensor | None = None
+    square: Tensor | None = None
+    fisher: Tensor | None = None
+
+    def variance(self) -> Tensor | None:
+        """Return the centred variance of each feature."""
+        if self.mean is None or self.square is None:
+            return None
+        return (self.square - self.mean.square()).clamp_min(0)
+
+    def blend(self, name: str, fresh: Tensor) -> None:
+        """Take a new observation into one of the moments."""
+        old = getattr(self, name)
+        setattr(self, name, fresh if old is None else torch.lerp(fresh, old, FORGETTING))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the moments that have been observed."""
+        return {key: value for key in ("mean", "square", "fisher") if (value := getattr(self, key)) is not None}
+
+
+@dataclass
+class Scores:
+    """Collects moments by hooks while it is active, and turns them into prices.
+
+    Attributes
+    ----------
+    flows
+        By the path of the observed module.
+    active
+        Whether the coming step is observed.
+    """
+
+    flows: dict[str, Flow] = field(default_factory=dict)
+    active: bool = False
+    _handles: list[Any] = field(default_factory=list)
+
+    def watch(self, model: nn.Module, axes: Mapping[str, Axis]) -> None:
+        """Put hooks on every module that reads an axis of channels or holds an axis of states."""
+        for path in dict.fromkeys(path for axis in axes.values() for path, _ in readers(axis)):
+            module = model.get_submodule(path)
+            flow = self.flows.setdefault(path, Flow())
+            if isinstance(module, LRU):
+                self._handles.append(module.register_forward_hook(self._written(flow)))
+            else:
+                self._handles.append(module.register_forward_pre_hook(self._read(flow)))
+
+    def release(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _read(self, flow: Flow) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            x = arguments[0]
+            if not (self.active and module.training and x.requires_grad):
+                return None
+            features = _by_feature(module, x.detach())
+            flow.blend("mean", features.mean(1))
+            flow.blend("square", features.square().mean(1))
+            # A view of its own, so that the gradient is what flows through this reader and no other.
+            own = x.view_as(x)
+            own.register_hook(lambda g: flow.blend("fisher", _fisher(module, g)))
+            return (own, *arguments[1:])
+
+        return hook
+
+    def _written(self, flow: Flow) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
+            if not (self.active and module.training and output.requires_grad):
+                return None
+            own = output.view_as(output)
+            own.register_hook(lambda g: flow.blend("fisher", _fisher(module, g)))
+            return own
+
+        return hook
+
+    def unit_prices(self, axis: Axis) -> Tensor | None:
+        """Return the price of each unit of an axis of channels, ``[size]`` in nats; None before any observation."""
+        total = torch.zeros(axis.size, dtype=torch.float64)
+        seen = False
+        for path, slot in readers(axis):
+            flow = self.flows.get(path, Flow())
+            variance = flow.variance()
+            if variance is None or flow.fisher is None:
+                continue
+            seen = True
+            price = 0.5 * (variance * flow.fisher).double().cpu()
+            total += price[torch.from_numpy(axis.slots[slot])].sum(1)
+        return total if seen else None
+
+    def removal_prices(self, axis: Axis, model: nn.Module) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+        """Return the order in which units go, and the summed price of removing the first 0, 1, 2, ... of them."""
+        if axis.kind == "states":
+            layer = model.get_submodule(axis.module())
+            fisher = self.flows.get(axis.module(), Flow()).fisher
+            if not isinstance(layer, LRU) or fisher is None:
+                return None
+            return (), tuple(state_prices(layer.system(), fisher.double().cpu()).tolist())
+        prices = self.unit_prices(axis)
+        if prices is None:
+            return None
+        order = torch.argsort(prices, stable=True)
+        running = torch.cat([torch.zeros(1, dtype=torch.float64), prices[order].cumsum(0)])
+        return tuple(order.tolist()), tuple(running.tolist())
+
+    def spectrum(self, axis: Axis, model: nn.Module) -> tuple[float, ...]:
+        """Return what the units of an axis are worth, the most valuable first.
+
+        Prices in nats for channels, Hankel singular values for states.
+        """
+        if axis.kind == "states":
+            layer = model.get_submodule(axis.module())
+            return tuple(hankel_singular_values(layer.system()).tolist()) if isinstance(layer, LRU) else ()
+        prices = self.unit_prices(axis)
+        return () if prices is None else tuple(prices.sort(descending=True).values.tolist())
+
+    def forget(self, axis: Axis, removed: tuple[int, ...]) -> None:
+        """Drop the moments of removed units; those of the others stay valid."""
+        for path, slot in readers(axis):
+            flow = self.flows.get(path)
+            for name, moment in (flow.tensors() if flow else {}).items():
+                left = sorted(set(range(len(moment))) - set(axis.slots[slot][list(removed)].reshape(-1).tolist()))
+                setattr(flow, name, moment[left])
+
+    def put_back(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go back to moments that were taken earlier, by the path of the module."""
+        for path, tensors in moments.items():
+            flow = self.flows[path]
+            flow.mean, flow.square, flow.fisher = (tensors.get(name) for name in ("mean", "square", "fisher"))
+
+
+def readers(axis: Axis) -> list[tuple[str, tuple[str, int]]]:
+    """Return the modules that read an axis, with the dimension of their weight; for states the layer itself."""
+    if axis.kind == "states":
+        return [(axis.module(), next(iter(axis.slots)))]
+    return [(name.rpartition(".")[0], (name, dim)) for name, dim in axis.slots if dim == 1 and name.endswith(".weight")]
+
+
+def _by_feature(module: nn.Module, x: Tensor) -> Tensor:
+    """Return ``[features, everything else]``."""
+    place = -1 if isinstance(module, (nn.Linear, LRU)) else 1
+    return x.movedim(place, 0).flatten(1)
+
+
+def _fisher(module: nn.Module, gradient: Tensor) -> Tensor:
+    """Return per feature the mean over samples of the summed squared gradient of that sample's loss.
+
+    The loss is a mean over the batch, so one sample's gradient is the batch size times the one seen here.
+    """
+    return _by_feature(module, gradient.detach()).square().sum(1) * len(gradient)

@@ -1,0 +1,176 @@
+"""Trace a model once with torch.export and carry a label for every unit through its operators."""
+
+from __future__ import annotations
+
+import operator as python_operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node as GraphNode
+
+from edgelean.errors import InputError
+from edgelean.shrink.labels import Labels, Value
+from edgelean.shrink.rules import RULES, Call, Flow, unknown
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of the traced graph, in the order of execution."""
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    flow: Flow
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced model with its labels.
+
+    Attributes
+    ----------
+    labels
+        The union-find over all labels.
+    tensors
+        Parameters and buffers by their name in the model.
+    values
+        Every tensor of the graph by its graph name.
+    steps
+        The operators in order.
+    """
+
+    labels: Labels
+    tensors: Mapping[str, Value]
+    values: Mapping[str, Value]
+    steps: tuple[Step, ...]
+
+
+def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
+    """Trace a model in evaluation mode and label its units.
+
+    Parameters
+    ----------
+    model
+        Left as it is, its training mode included.
+    example
+        Inputs; their first dimension is the batch.
+
+    Raises
+    ------
+    InputError
+        If torch.export cannot trace the model; says where.
+    """
+    labels = Labels()
+    program = _exported(model, example)
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    objects: dict[int, Value] = {}
+    tensors: dict[str, Value] = {}
+    values: dict[str, Value | tuple[Value, ...]] = {}
+    steps: list[Step] = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node.name] = _placeholder(model, node, names.get(node.name), labels, objects, tensors)
+        elif node.op == "call_function":
+            step, out = _call(node, labels, values)
+            values[node.name] = out
+            if step is not None:
+                steps.append(step)
+    for name in signature.user_outputs:
+        value = values.get(name) if isinstance(name, str) else None
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Value):
+                labels.freeze_all(part, "it is an output of the model")
+    flat = {name: value for name, value in values.items() if isinstance(value, Value)}
+    return Trace(labels, tensors, flat, tuple(steps))
+
+
+def _exported(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return torch.export.export(model, example)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"torch.export cannot trace {type(model).__name__}, so its units cannot be found: {first}"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _placeholder(
+    model: nn.Module,
+    node: GraphNode,
+    name: str | None,
+    labels: Labels,
+    objects: dict[int, Value],
+    tensors: dict[str, Value],
+) -> Value:
+    shape = _shape(node.meta["val"])
+    if name is None:
+        value = Value(shape, (None,) * len(shape))
+        if not node.name.startswith("c_"):
+            return value
+        return Value(shape, value.labels, constant=True)
+    key = id(_tensor(model, name))
+    if key not in objects:
+        objects[key] = Value(shape, tuple(labels.fresh(size) for size in shape), constant=True)
+        tensors[name] = objects[key]
+    return objects[key]
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(owner), leaf)
+    return found
+
+
+def _call(
+    node: GraphNode, labels: Labels, values: Mapping[str, Value | tuple[Value, ...]]
+) -> tuple[Step | None, Value | tuple[Value, ...]]:
+    def resolve(argument: Any) -> Any:
+        if isinstance(argument, GraphNode):
+            return values[argument.name]
+        if isinstance(argument, (list, tuple)):
+            return [resolve(item) for item in argument]
+        return argument
+
+    if node.target is python_operator.getitem:
+        source = resolve(node.args[0])
+        return None, source[node.args[1]] if isinstance(source, (tuple, list)) else source
+    arguments = tuple(resolve(argument) for argument in (*node.args, *node.kwargs.values()))
+    name = str(getattr(node.target, "_opname", node.target))
+    shapes = _shapes(node.meta.get("val"))
+    call = Call(labels, name, arguments, shapes)
+    flow = RULES.get(name, unknown)(call)
+    sources = tuple(_root_name(source) for source in node.all_input_nodes)
+    if call.tensors() and all(value.constant for value in call.tensors()):
+        # Known before any input arrives: the exporter folds it into a weight.
+        outputs = tuple(Value(out.shape, out.labels, constant=True) for out in flow.outputs)
+        flow = Flow(outputs, "free")
+    single = isinstance(node.meta.get("val"), Tensor)
+    return Step(node.name, name, sources, flow), flow.outputs[0] if single else flow.outputs
+
+
+def _root_name(node: GraphNode) -> str:
+    while node.target is python_operator.getitem:
+        source = node.args[0]
+        if not isinstance(source, GraphNode):
+            break
+        node = source
+    return node.name
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
+    if isinstance(value, (list, tuple)):
+        return tuple(_shape(item) for item in value)
+    return (_shape(value),)

@@ -1,0 +1,49 @@
+"""Where the time of a run goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Seconds per phase; a phase inside another one pauses it, so the phases add up to the whole.
+
+    Parameters
+    ----------
+    clock
+        Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+        self._running: list[str] = ["other"]
+        self._since = clock()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside as this phase."""
+        self._settle()
+        self._running.append(name)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._running.pop()
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds per phase so far."""
+        self._settle()
+        return dict(self._seconds)
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count time that was spent before, in an earlier part of a resumed run."""
+        for name, value in seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + value
+
+    def _settle(self) -> None:
+        now = self._clock()
+        self._seconds[self._running[-1]] = self._seconds.get(self._running[-1], 0.0) + now - self._since
+        self._since = now

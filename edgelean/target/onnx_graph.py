@@ -1,0 +1,202 @@
+"""The operators of an ONNX graph, as the cost model of a board wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgelean.board.cost import Kind, Node, Operator, fuse, views
+from edgelean.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    import onnx
+
+Shape = tuple[int, ...]
+
+_KINDS: Mapping[Kind, str] = {
+    "contract": "Conv ConvTranspose Gemm MatMul",
+    "pointwise": (
+        "Abs Add And BatchNormalization Ceil Celu Clip Cos DequantizeLinear Div Elu Equal Erf Exp Floor Gelu Greater "
+        "GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg "
+        "Not Or PRelu Pow QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum "
+        "Tanh ThresholdedRelu Where Xor"
+    ),
+    "reduce": (
+        "ArgMax ArgMin AveragePool CumSum GlobalAveragePool GlobalMaxPool GroupNormalization InstanceNormalization "
+        "LayerNormalization LogSoftmax LpNormalization LpPool MaxPool ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
+        "ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare RMSNormalization Softmax TopK"
+    ),
+    "move": (
+        "Concat ConstantOfShape DepthToSpace Expand Gather GatherElements GatherND Pad Resize ReverseSequence "
+        "ScatterElements ScatterND Slice SpaceToDepth Split Tile Transpose Trilu"
+    ),
+    "free": "Cast CastLike Constant Dropout Flatten Identity Reshape Shape Size Squeeze Unsqueeze",
+}
+KIND_OF: Mapping[str, Kind] = {operator: kind for kind, names in _KINDS.items() for operator in names.split()}
+"""How each ONNX operator is launched; an operator that is not here counts by its traffic alone."""
+
+
+def operators_of(model: onnx.ModelProto | Path, batch: int) -> tuple[Operator, ...]:
+    """Return the fused operators of a model for one batch.
+
+    What depends on no input (weights, shapes) is folded before a model runs, and costs nothing but its reading.
+
+    Parameters
+    ----------
+    model
+        The model, or the path of its file.
+    batch
+        Samples per call; takes the place of the symbolic dimension of the inputs.
+
+    Raises
+    ------
+    MissingError
+        The file does not exist.
+    InputError
+        The file is not an ONNX model, an input has another fixed batch or more than one symbolic dimension, or the
+        shape of a convolution or matrix product cannot be inferred.
+    """
+    graph = _inferred(model, batch).graph
+    constants = _constants(graph)
+    shapes = _shapes(graph, constants)
+    live = [node for node in graph.node if not constants.issuperset(node.output)]
+    nodes = [_node(index, node) for index, node in enumerate(live)]
+    viewed = views(nodes)
+    return tuple(_operator(nodes[group[0]], [live[i] for i in group], shapes, viewed) for group in fuse(nodes))
+
+
+def _node(index: int, node: onnx.NodeProto) -> Node:
+    output = next((output for output in node.output if output), "")
+    name = node.name or f"{node.op_type}_{index}"
+    return Node(name, KIND_OF.get(node.op_type, "reduce"), tuple(node.input), output)
+
+
+def _inferred(model: onnx.ModelProto | Path, batch: int) -> onnx.ModelProto:
+    """Return a copy with the batch bound and every shape inferred anew."""
+    import onnx
+    import onnx.inliner
+
+    if isinstance(model, Path):
+        bound = _read(model)
+    else:
+        bound = onnx.ModelProto()
+        bound.CopyFrom(model)
+    weights = {tensor.name for tensor in bound.graph.initializer}
+    inputs = [value for value in bound.graph.input if value.name not in weights]
+    _bind(inputs, batch)
+    del bound.graph.value_info[:]
+    for value in bound.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    if bound.functions:
+        bound = onnx.inliner.inline_local_functions(bound)
+    return onnx.shape_inference.infer_shapes(bound, data_prop=True)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise MissingError(f"{path}: this ONNX file does not exist")
+    try:
+        return onnx.load(path)
+    except (DecodeError, OSError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path}: is not an ONNX model that can be read: {error}") from None
+
+
+def _bind(inputs: Sequence[onnx.ValueInfoProto], batch: int) -> None:
+    """Put the batch in place of the symbolic dimension, in place; there may be one symbol."""
+    symbols: dict[str, str] = {}
+    for value in inputs:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value"):
+                symbols.setdefault(dim.dim_param or f"dimension {axis} of {value.name}", value.name)
+                dim.dim_value = batch
+    if len(symbols) > 1:
+        raise InputError(
+            f"the inputs of the ONNX model have the open dimensions {', '.join(symbols)}, and only the batch may be "
+            "open: export it with the others fixed"
+        )
+    fixed = [value.type.tensor_type.shape.dim[0].dim_value for value in inputs if value.type.tensor_type.shape.dim]
+    if not symbols and fixed and batch not in fixed:
+        raise InputError(
+            f"the ONNX model was exported for a batch of {fixed[0]}, and {batch} is asked for: export it with an open "
+            "batch dimension, or set the profile's batch"
+        )
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Return the tensors that depend on no input; with the batch bound, the shape of a tensor is one of them."""
+    constants = {tensor.name for tensor in graph.initializer} | {""}
+    for node in graph.node:
+        if node.op_type in ("Shape", "Size") or constants.issuperset(node.input):
+            constants.update(node.output)
+    return constants
+
+
+def _shapes(graph: onnx.GraphProto, constants: set[str]) -> dict[str, Shape]:
+    """Return the shape of every tensor whose dimensions are all known.
+
+    A constant of 64-bit integers is an argument (a shape, an axis) and no data: it counts as empty.
+    """
+    import onnx
+
+    shapes: dict[str, Shape] = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if value.name in constants and kind.elem_type == onnx.TensorProto.INT64:
+            shapes[value.name] = (0,)
+        elif kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            shapes[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+    for tensor in graph.initializer:
+        shapes[tensor.name] = (0,) if tensor.data_type == onnx.TensorProto.INT64 else tuple(tensor.dims)
+    return shapes
+
+
+def _operator(
+    first: Node, group: Sequence[onnx.NodeProto], shapes: Mapping[str, Shape], viewed: Mapping[str, str]
+) -> Operator:
+    """Return one operator: its first node's arithmetic, and the traffic of the whole group."""
+    written = {output for node in group for output in node.output}
+    read = {viewed.get(name, name) for node in group for name in node.input if name} - written
+    results = {output for output in group[-1].output if output}
+    inputs, outputs = _elements(read, shapes), _elements(results, shapes)
+    if first.kind == "contract":
+        return _contraction(first.name, group[0], shapes, inputs + outputs)
+    if group[0].op_type not in KIND_OF or not shapes.keys() >= read | results:
+        return Operator(f"{group[0].op_type} {first.name}", "unknown", 0.0, inputs + outputs)
+    if first.kind == "move":
+        inputs = min(inputs, outputs)
+    return Operator(first.name, first.kind, 0.0, inputs + outputs)
+
+
+def _elements(names: Iterable[str], shapes: Mapping[str, Shape]) -> float:
+    return float(sum(math.prod(shapes[name]) for name in names if name in shapes))
+
+
+def _contraction(name: str, node: onnx.NodeProto, shapes: Mapping[str, Shape], elements: float) -> Operator:
+    missing = [tensor for tensor in (*node.input[:2], node.output[0]) if tensor not in shapes]
+    if missing:
+        raise InputError(
+            f"the shape of {', '.join(missing)} at the {node.op_type} {name} cannot be inferred: export the model with "
+            "fixed shapes but for the batch"
+        )
+    left, right, result = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
+    rows: float
+    columns: float
+    depth: float
+    if node.op_type == "Conv":
+        rows, columns, depth = math.prod(result) / right[0], right[0], right[1]
+    elif node.op_type == "ConvTranspose":
+        rows, columns, depth = math.prod(left) / right[0], result[1], right[0] / _integer(node, "group", 1)
+    else:
+        columns = result[-1] if len(right) > 1 else 1
+        rows, depth = math.prod(result) / columns, left[0 if _integer(node, "transA", 0) else -1]
+    positions = math.prod(right[2:]) if node.op_type.startswith("Conv") else 1
+    return Operator(name, "contract", 2.0 * rows * columns * depth * positions, elements, rows, columns, depth)
+
+
+def _integer(node: onnx.NodeProto, attribute: str, default: int) -> int:
+    return next((one.i for one in node.attribute if one.name == attribute), default)

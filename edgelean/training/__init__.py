@@ -1,0 +1,1 @@
+"""Training: the loop over the data, the run folder and its checkpoints."""

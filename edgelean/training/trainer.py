@@ -1,0 +1,232 @@
+"""The training loop: data, optimizer, schedule, evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from edgelean.errors import DivergenceError, InputError
+from edgelean.recipe import Data, Recipe, Source, call_users
+
+WARM_UP = 0.05
+"""Share of the steps over which the learning rate rises to its full value."""
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """One loader per split; only the training one shuffles."""
+
+    train: DataLoader[Any]
+    validation: DataLoader[Any]
+    test: DataLoader[Any]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model with everything that trains it.
+
+    Attributes
+    ----------
+    steps
+        All steps of the training.
+    """
+
+    recipe: Recipe
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    loaders: Loaders
+    device: torch.device
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch."""
+        return len(self.loaders.train)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+
+def prepare(recipe: Recipe, seed: int, device: torch.device) -> Session:
+    """Build a recipe's model, loaders and optimizer, and try one batch.
+
+    Raises
+    ------
+    InputError
+        If the recipe's own functions fail (its traceback is shown), the data holds NaN, or the model, loss and
+        data do not fit together.
+    """
+    torch.manual_seed(seed)
+    model = call_users(recipe.model, f"recipe {recipe.name!r}: model() failed")
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"recipe {recipe.name!r}: model() gave a {type(model).__name__}, it has to give a torch.nn.Module"
+        )
+    loaders = _loaders(recipe)
+    model.to(device)
+    _try_one_batch(recipe, model, loaders, device)
+    make = recipe.optimizer or (
+        lambda parameters: torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    )
+    optimizer = call_users(lambda: make(model.parameters()), f"recipe {recipe.name!r}: optimizer() failed")
+    steps = recipe.epochs * len(loaders.train)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps))
+    return Session(recipe, model, optimizer, schedule, loaders, device, seed)
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """Return the share of the full learning rate at a step: a linear rise, then a cosine to zero."""
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _loaders(recipe: Recipe) -> Loaders:
+    found = call_users(recipe.data, f"recipe {recipe.name!r}: data() failed")
+    if not isinstance(found, Data):
+        if not (isinstance(found, (tuple, list)) and len(found) == 3):
+            raise InputError(
+                f"recipe {recipe.name!r}: data() has to give (train, validation, test), it gave {_kind(found)}"
+            )
+        found = Data(*found)
+    return Loaders(
+        _loader(found.train, recipe, shuffle=True),
+        _loader(found.validation, recipe, shuffle=False),
+        _loader(found.test, recipe, shuffle=False),
+    )
+
+
+def _kind(found: object) -> str:
+    return f"{len(found)} parts" if isinstance(found, (tuple, list)) else f"a {type(found).__name__}"
+
+
+def _loader(source: Source, recipe: Recipe, *, shuffle: bool) -> DataLoader[Any]:
+    if isinstance(source, DataLoader):
+        return source
+    if not isinstance(source, Dataset):
+        raise InputError(
+            f"recipe {recipe.name!r}: data() gave a {type(source).__name__} instead of a Dataset or DataLoader"
+        )
+    if len(source) == 0:  # type: ignore[arg-type]
+        raise InputError(f"recipe {recipe.name!r}: one of the data sets is empty")
+    sampler = RandomSampler(source) if shuffle else None  # type: ignore[arg-type]
+    # Evaluation has no gradients to keep, so its batches can be larger.
+    size = min(recipe.batch_size, len(source)) if shuffle else 4 * recipe.batch_size  # type: ignore[arg-type]
+    return DataLoader(source, batch_size=size, sampler=sampler, drop_last=shuffle)
+
+
+def _try_one_batch(recipe: Recipe, model: nn.Module, loaders: Loaders, device: torch.device) -> None:
+    for name in ("train", "validation", "test"):
+        for x, y in batches(getattr(loaders, name), device, recipe.name):
+            for part in (x, y):
+                if part.is_floating_point() and not torch.isfinite(part).all():
+                    raise InputError(
+                        f"recipe {recipe.name!r}: the {name} data holds NaN or infinite values: clean it first"
+                    )
+    model.eval()  # batch statistics of this trial must not stay in the model
+    with torch.no_grad():
+        x, y = next(batches(loaders.train, device, recipe.name))
+        output = call_users(lambda: model(x), f"recipe {recipe.name!r}: the model fails on a batch {tuple(x.shape)}")
+        loss = call_users(lambda: recipe.loss(output, y), f"recipe {recipe.name!r}: the loss fails")
+    if not (isinstance(loss, Tensor) and loss.numel() == 1):
+        raise InputError(
+            f"recipe {recipe.name!r}: loss(output, target) has to give one number, the mean over the batch"
+        )
+    model.train()
+
+
+def batches(loader: DataLoader[Any], device: torch.device, recipe: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield ``(input, target)`` on the device.
+
+    Raises
+    ------
+    InputError
+        If the loader yields something else.
+    """
+    for item in loader:
+        if not (isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)):
+            raise InputError(
+                f"recipe {recipe!r}: the data has to yield (input, target) tensors, it yields {_kind(item)}"
+            )
+        yield item[0].to(device), item[1].to(device)
+
+
+AfterStep = Callable[[int, float], None]
+AfterEpoch = Callable[[int, int, float, float], None]
+
+
+def train(session: Session, after_step: AfterStep, after_epoch: AfterEpoch, first_epoch: int = 0) -> None:
+    """Train a model.
+
+    Every epoch starts its random numbers from the seed and its own number, so a resumed training sees the same
+    batches as one that was never interrupted.
+
+    Parameters
+    ----------
+    after_step
+        Called with the number of steps done and the loss; may cut the model.
+    after_epoch
+        Called with the number of epochs done, of steps done, the mean loss and the validation metric.
+    first_epoch
+        Epochs that are done already.
+
+    Raises
+    ------
+    DivergenceError
+        If the loss is not a finite number.
+    """
+    step = first_epoch * session.steps_per_epoch
+    for epoch in range(first_epoch, session.recipe.epochs):
+        torch.manual_seed(session.seed * 100_003 + epoch)
+        session.model.train()
+        total = 0.0
+        for x, y in batches(session.loaders.train, session.device, session.recipe.name):
+            loss = train_step(session, x, y)
+            step += 1
+            if not math.isfinite(loss):
+                raise DivergenceError(
+                    f"the loss is {loss} at step {step} of {session.steps}: lower the learning rate "
+                    f"(now {session.recipe.learning_rate:g}, --set learning_rate=...) or look at the data"
+                )
+            total += loss
+            after_step(step, loss)
+        after_epoch(epoch + 1, step, total / session.steps_per_epoch, evaluate(session, session.loaders.validation))
+
+
+def train_step(session: Session, x: Tensor, y: Tensor) -> float:
+    """Do one step of the optimizer and the schedule; return the loss."""
+    session.optimizer.zero_grad(set_to_none=True)
+    loss = session.recipe.loss(session.model(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    session.optimizer.step()
+    session.schedule.step()
+    return float(loss.detach())
+
+
+def predictions(model: nn.Module, loader: DataLoader[Any], device: torch.device, recipe: str) -> tuple[Tensor, Tensor]:
+    """Return all outputs and all targets of a split, on the CPU, in evaluation mode; the mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            pairs = [(model(x).cpu(), y.cpu()) for x, y in batches(loader, device, recipe)]
+    finally:
+        model.train(training)
+    return torch.cat([output for output, _ in pairs]), torch.cat([target for _, target in pairs])
+
+
+def evaluate(session: Session, loader: DataLoader[Any]) -> float:
+    """Return the recipe's metric on a split."""
+    output, target = predictions(session.model, loader, session.device, session.recipe.name)
+    metric = session.recipe.metric_function()
+    return call_users(lambda: float(metric(output, target)), f"recipe {session.recipe.name!r}: the metric fails")

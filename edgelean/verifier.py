@@ -1,0 +1,295 @@
+"""Is the artifact as good as the trained model? Answered on the whole test split, in the artifact's own runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelean.errors import InputError, VerificationError
+from edgelean.exporter.targets import ExportTarget, Tolerances
+
+Array = NDArray[Any]
+Metric = Callable[[Array, Array], float]
+
+_ALONE = 16
+"""Samples that are run a second time, one by one: a graph can be right for a batch and wrong for a single sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the trained model said about the test split; every artifact is held against it.
+
+    Attributes
+    ----------
+    batches
+        The inputs: per batch a tuple of arrays, one per input of the model. Iterated once per artifact, so it has to
+        start anew each time, as a list or a loader does.
+    outputs
+        The trained model's outputs for all samples of ``batches`` in their order, ``[n, ...]``.
+    targets
+        What ``metric`` compares them with, ``[n, ...]``.
+    metric
+        ``metric(outputs, targets)``; higher is better.
+    metric_name
+        What the metric is called.
+    """
+
+    batches: Iterable[Sequence[Array]]
+    outputs: Array
+    targets: Array
+    metric: Metric
+    metric_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactCheck:
+    """What the verifier found for one exported file.
+
+    Attributes
+    ----------
+    file, precision, runtime
+        The artifact, and what it was run with.
+    samples
+        How many test samples both models were run on.
+    metric_name, metric_model, metric_artifact
+        The task metric of the trained model and of the artifact on these samples.
+    agreement
+        Share of samples with the same winning class, 0 to 1; None where the outputs are not ``[n, classes]``.
+    rel_l2
+        Largest relative L2 error of the outputs of a sample. Outputs that are not finite numbers count as 0, here
+        and in the metric.
+    passed, reason
+        The verdict, and why, in one sentence.
+    """
+
+    file: str
+    precision: str
+    runtime: str
+    samples: int
+    metric_name: str
+    metric_model: float
+    metric_artifact: float
+    agreement: float | None
+    rel_l2: float
+    passed: bool
+    reason: str
+
+
+def verify(path: Path | str, target: ExportTarget, evidence: Evidence) -> ArtifactCheck:
+    """Run an ONNX file over the whole test split and compare it with the trained model.
+
+    Every batch is run as it comes, and the first samples once more on their own. The file fails when it does not run,
+    when an output is not a finite number, when the outputs are further off than the tolerances of ``target``, when
+    another class wins in more samples than they allow, or when the metric drops by more. A sample whose winner leads by
+    so little that rounding may decide (``near_tie``) counts against neither agreement nor metric.
+
+    Raises
+    ------
+    VerificationError
+        The trained model's own outputs, or the metric, are not finite, so that nothing can be compared.
+    InputError
+        ``batches`` has another number of samples than ``outputs``.
+    """
+    import onnxruntime
+
+    path = Path(path)
+    if bad := _not_finite(evidence.outputs):
+        raise VerificationError(f"the trained model itself gives NaN or infinity in {bad} of the test samples")
+    found, alone, complaint = _outputs(path, evidence)
+    figures = _compare(found, evidence, target.tolerances.near_tie)
+    complaints = [complaint] if complaint else _excesses(figures, evidence.metric_name, target.tolerances)
+    complaints = complaints or _excess_of_singles(alone, evidence.outputs, target.tolerances)
+    return ArtifactCheck(
+        file=path.name,
+        precision=target.precision,
+        runtime=f"onnxruntime {onnxruntime.__version__}",
+        samples=figures.samples,
+        metric_name=evidence.metric_name,
+        metric_model=figures.metric_model,
+        metric_artifact=figures.metric_artifact,
+        agreement=figures.agreement,
+        rel_l2=figures.rel_l2,
+        passed=not complaints,
+        reason=_sentence(complaints, figures, target.tolerances),
+    )
+
+
+def relative_l2(found: Array, wanted: Array) -> Array:
+    """Return the L2 error of every sample as a share of its norm, ``[n]``.
+
+    The norm of a sample counts as no smaller than the mean norm of all: a regression whose output happens to be near
+    zero is not wrong by a large factor, it is right to the same absolute error as its neighbours.
+    """
+    norms = _norms(wanted)
+    scale = np.maximum(norms, norms.mean())
+    return _norms(found.astype(np.float64) - wanted) / np.where(scale > 0, scale, 1.0)
+
+
+def lost_ties(found: Array, wanted: Array, near_tie: float) -> tuple[Array, Array]:
+    """Return per sample whether another class wins, and whether that is a near tie: two boolean arrays ``[n]``.
+
+    Parameters
+    ----------
+    found, wanted
+        Outputs of the artifact and of the trained model, ``[n, classes]``.
+    near_tie
+        A lead of the trained model's winner over the artifact's below this share of the sample's norm is a near tie.
+    """
+    rows, winner, other = np.arange(len(wanted)), wanted.argmax(1), found.argmax(1)
+    lead = wanted[rows, winner].astype(np.float64) - wanted[rows, other]
+    lost = winner != other
+    return lost, lost & (lead <= near_tie * _norms(wanted))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """The artifact against the trained model, in figures; ``drop`` and ``disagreement`` leave the near ties out."""
+
+    samples: int
+    rel_l2: float
+    agreement: float | None
+    disagreement: float
+    ties: int
+    metric_model: float
+    metric_artifact: float
+    drop: float
+
+
+def _compare(found: Array, evidence: Evidence, near_tie: float) -> _Figures:
+    wanted = evidence.outputs
+    classes = wanted.ndim == 2 and wanted.shape[1] > 1
+    lost = tied = np.zeros(len(wanted), dtype=bool)
+    settled = found
+    if classes:
+        lost, tied = lost_ties(found, wanted, near_tie)
+        settled = np.where(tied[:, None], wanted, found)
+    metric_model = _metric(wanted, evidence)
+    return _Figures(
+        samples=len(wanted),
+        rel_l2=float(relative_l2(found, wanted).max()),
+        agreement=float(1 - lost.mean()) if classes else None,
+        disagreement=float((lost & ~tied).mean()),
+        ties=int(tied.sum()),
+        metric_model=metric_model,
+        metric_artifact=_metric(found, evidence),
+        drop=metric_model - _metric(settled, evidence),
+    )
+
+
+def _metric(outputs: Array, evidence: Evidence) -> float:
+    value = float(evidence.metric(outputs, evidence.targets))
+    if not math.isfinite(value):
+        raise VerificationError(f"{evidence.metric_name} is {value} on the test split, so that nothing can be compared")
+    return value
+
+
+def _excesses(figures: _Figures, metric_name: str, allowed: Tolerances) -> list[str]:
+    """Return a clause for every tolerance that is exceeded; a figure that is NaN exceeds it."""
+    excesses = []
+    if not figures.rel_l2 <= allowed.rel_l2:
+        excesses.append(f"its outputs are off by up to {figures.rel_l2:.2g} of their norm, allowed {allowed.rel_l2:g}")
+    if not 1 - figures.disagreement >= allowed.agreement:
+        excesses.append(f"another class wins in {figures.disagreement:.2%} of the samples, near ties left out")
+    if not figures.drop <= allowed.metric_drop:
+        excesses.append(f"{metric_name} falls by {figures.drop:.4g}, allowed {allowed.metric_drop:g}")
+    return excesses
+
+
+def _excess_of_singles(alone: Array, wanted: Array, allowed: Tolerances) -> list[str]:
+    off = float(relative_l2(alone, wanted[: len(alone)]).max(initial=0.0))
+    return [] if off <= allowed.rel_l2 else [f"in a batch of one its outputs are off by up to {off:.2g} of their norm"]
+
+
+def _sentence(complaints: list[str], figures: _Figures, allowed: Tolerances) -> str:
+    if complaints:
+        return f"Failed on {figures.samples} test samples: {'; '.join(complaints)}."
+    ties = f"; {figures.ties} near ties went the other way" if figures.ties else ""
+    return (
+        f"On all {figures.samples} test samples its outputs are within {figures.rel_l2:.2g} of their norm "
+        f"(allowed {allowed.rel_l2:g}){ties}."
+    )
+
+
+def _outputs(path: Path, evidence: Evidence) -> tuple[Array, Array, str]:
+    """Return the artifact's outputs, those of the first samples alone, and what makes them unusable, or nothing.
+
+    The outputs are finite and have the shape of the model's, whatever the artifact gave.
+    """
+    wanted = evidence.outputs
+    nothing, none = np.zeros_like(wanted), wanted[:0]
+    try:
+        found, alone = _run(path, evidence.batches)
+    except _UnusableError as error:
+        return nothing, none, str(error)
+    if len(found) != len(wanted):
+        raise InputError(f"the test split has {len(found)} samples, but the model's outputs are of {len(wanted)}")
+    if found.shape != wanted.shape:
+        return nothing, none, f"its outputs have the shape {list(found.shape)}, wanted {list(wanted.shape)}"
+    if bad := _not_finite(found):
+        return np.where(np.isfinite(found), found, 0), none, f"NaN or infinity in the outputs of {bad} samples"
+    return found, alone, ""
+
+
+class _UnusableError(Exception):
+    """onnxruntime cannot run the artifact; the message says why."""
+
+
+def _run(path: Path, batches: Iterable[Sequence[Array]]) -> tuple[Array, Array]:
+    """Return the outputs ``[n, ...]`` for all batches, and for the first samples each in a batch of one."""
+    session = _open(path)
+    parts: list[Array] = []
+    alone: list[Array] = []
+    for batch in batches:
+        parts.append(_call(session, batch))
+        if not alone:
+            singles = range(min(len(batch[0]), _ALONE))
+            alone = [_call(session, [array[index : index + 1] for array in batch]) for index in singles]
+    if not parts:
+        raise InputError("the test split is empty; an artifact can only be verified on samples")
+    return np.concatenate(parts), np.concatenate(alone)
+
+
+def _open(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong comes as an exception; its log would be in the live display
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's kinds share no base class that it exports
+        raise _UnusableError(f"onnxruntime cannot open it: {_first_line(error)}") from error
+
+
+def _call(session: Any, batch: Sequence[Array]) -> Array:
+    names = [entry.name for entry in session.get_inputs()]
+    if len(names) != len(batch):
+        raise InputError(f"the artifact has the inputs {', '.join(names)}, the test split gives {len(batch)} arrays")
+    try:
+        output: Array = session.run(None, dict(zip(names, batch, strict=True)))[0]
+    except Exception as error:  # as in _open
+        raise _UnusableError(
+            f"onnxruntime cannot run it on a batch of {len(batch[0])}: {_first_line(error)}"
+        ) from error
+    if output.shape[:1] != (len(batch[0]),):
+        raise _UnusableError(f"for a batch of {len(batch[0])} its output has the shape {list(output.shape)}")
+    return output
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _not_finite(outputs: Array) -> int:
+    """Return how many samples have an output that is not a finite number."""
+    return int((~np.isfinite(outputs.reshape(len(outputs), -1))).any(axis=1).sum())
+
+
+def _norms(outputs: Array) -> Array:
+    norms: Array = np.linalg.norm(outputs.reshape(len(outputs), -1).astype(np.float64), axis=1)
+    return norms

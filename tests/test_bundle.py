@@ -1,0 +1,174 @@
+import errno
+import hashlib
+import json
+import shutil
+
+import pytest
+import small_onnx
+
+from edgelean.errors import InputError, MissingError, VerificationError
+from edgelean.exporter import BundleFacts, check_bundle, write_bundle
+
+PASSED = {"file": "model.onnx", "passed": True, "reason": "On all 23 test samples its outputs are right."}
+FACTS = BundleFacts(
+    title="digits on jetson-orin",
+    batch=8,
+    checks=[PASSED],
+    verdicts=[{"quantity": "latency", "outcome": "met"}],
+    versions={"torch": "2.13.0"},
+    labels=["zero", "one", "two", "three"],
+    notes=["No TensorRT engine was asked for."],
+)
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    return small_onnx.save_perceptron(tmp_path / "scratch" / "model.onnx")
+
+
+@pytest.fixture
+def bundle(tmp_path, model):
+    return write_bundle(tmp_path / "run" / "bundle", [model], FACTS)
+
+
+def failed(facts=FACTS):
+    return BundleFacts(
+        **vars(facts) | {"checks": [PASSED, {"file": "b.onnx", "passed": False, "reason": "It is off."}]}
+    )
+
+
+def test_the_manifest_has_size_and_hash_of_every_other_file(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"model.onnx", "run_onnx.py", "README.md"}
+    for name, entry in manifest["files"].items():
+        content = (bundle / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def test_checking_a_bundle_returns_what_was_written(bundle, model):
+    manifest = check_bundle(bundle)
+    assert manifest["versions"] == FACTS.versions
+    assert manifest["verified"] is True
+    assert manifest["batch"] == 8
+    assert manifest["checks"] == FACTS.checks
+    assert manifest["verdicts"] == FACTS.verdicts
+    assert manifest["labels"] == FACTS.labels
+    assert (bundle / "model.onnx").read_bytes() == model.read_bytes()
+
+
+def test_the_same_files_and_facts_give_the_same_manifest(bundle, model, tmp_path):
+    again = write_bundle(tmp_path / "again", [model], FACTS)
+    assert (again / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes()
+
+
+def test_the_readme_has_the_exact_commands(bundle):
+    readme = (bundle / "README.md").read_text()
+    assert "python run_onnx.py INPUT.npy --model model.onnx" in readme
+    assert "--minShapes=input:1x6 --optShapes=input:8x6 --maxShapes=input:8x6 --saveEngine=model.engine" in readme
+    assert PASSED["reason"] in readme
+    assert FACTS.notes[0] in readme
+    assert "Not verified" not in readme
+
+
+@pytest.mark.parametrize("facts", [failed(), BundleFacts(title="nothing was checked", batch=1)])
+def test_a_bundle_that_did_not_pass_is_marked_so(facts, model, tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", [model], facts)
+    assert check_bundle(bundle)["verified"] is False
+    assert "**Not verified: do not deploy.**" in (bundle / "README.md").read_text()
+
+
+def test_a_bundle_is_replaced_as_a_whole(bundle, tmp_path):
+    other = small_onnx.save_perceptron(tmp_path / "other.onnx", small_onnx.weights(seed=4))
+    write_bundle(bundle, [other], FACTS)
+    assert set(check_bundle(bundle)["files"]) == {"other.onnx", "run_onnx.py", "README.md"}
+    assert not (bundle / "model.onnx").exists()
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(bundle, model, monkeypatch):
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    copy = shutil.copyfile
+
+    def copy_until_full(source, place):
+        if place.name == "run_onnx.py":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return copy(source, place)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_until_full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bundle(bundle, [model], FACTS)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_folder_with_something_else_is_not_overwritten(model, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("three years")
+    with pytest.raises(InputError, match="is not a bundle"):
+        write_bundle(tmp_path / "mine", [model], FACTS)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "three years"
+
+
+def test_files_that_are_missing_or_have_a_taken_name_are_refused(model, tmp_path):
+    with pytest.raises(MissingError, match=r"gone\.onnx"):
+        write_bundle(tmp_path / "b", [tmp_path / "gone.onnx"], FACTS)
+    with pytest.raises(InputError, match=r"called model\.onnx already"):
+        write_bundle(tmp_path / "b", [model, model], FACTS)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match=r"called manifest\.json already"):
+        write_bundle(tmp_path / "b", [tmp_path / "manifest.json"], FACTS)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "run_onnx.py", "README.md"])
+def test_a_changed_file_is_named(bundle, name):
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(VerificationError, match=f"{name}: is not the file"):
+        check_bundle(bundle)
+
+
+def test_a_missing_file_is_named(bundle):
+    (bundle / "model.onnx").unlink()
+    with pytest.raises(VerificationError, match=r"model\.onnx: the manifest lists it, and it is not there"):
+        check_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/../../secret", "..\\secret", ".."])
+def test_a_manifest_cannot_name_a_file_outside(bundle, name):
+    (bundle.parent / "secret").write_text("key")
+    rewrite(bundle, files={name: {"sha256": hashlib.sha256(b"key").hexdigest(), "bytes": 3}})
+    with pytest.raises(InputError, match="leads out of the bundle"):
+        check_bundle(bundle)
+
+
+def test_a_link_cannot_lead_outside(bundle):
+    (bundle.parent / "secret").write_text("key")
+    (bundle / "inside").symlink_to(bundle.parent / "secret")
+    rewrite(bundle, files={"inside": {"sha256": hashlib.sha256(b"key").hexdigest(), "bytes": 3}})
+    with pytest.raises(InputError, match="leads out of the bundle"):
+        check_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"), [({"files": ["model.onnx"]}, "files: is missing"), ({"format": 99}, "format: must be 1")]
+)
+def test_a_manifest_of_another_kind_is_refused_with_its_key(bundle, change, complaint):
+    rewrite(bundle, **change)
+    with pytest.raises(InputError, match=complaint):
+        check_bundle(bundle)
+
+
+def test_what_is_no_bundle_is_said_to_be_none(tmp_path):
+    with pytest.raises(MissingError, match=r"manifest\.json: not found"):
+        check_bundle(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        check_bundle(tmp_path)
+
+
+def rewrite(bundle, **change):
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -1,0 +1,153 @@
+"""The law: a cut model computes what the uncut model computes with the removed units masked to zero."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from zoo import ZOO, Recurrent, make
+
+from edgelean.errors import InputError, LawError
+from edgelean.nn import LRU
+from edgelean.shrink import law
+from edgelean.shrink.axes import dissect
+from edgelean.shrink.cut import apply, cloned, restore, tensors_of
+from edgelean.shrink.plan import Plan, Removal, make_plan
+
+
+def random_plan(model, example, share=0.4):
+    """Remove a random share of every axis."""
+    anatomy = dissect(model, example)
+    order = {axis.name: torch.randperm(axis.size).tolist() for axis in anatomy.axes.values()}
+    keep = {axis.name: max(1, round((1 - share) * axis.size)) for axis in anatomy.axes.values()}
+    return make_plan(anatomy, keep, order, 0.0)
+
+
+def train_step(model, optimizer, example):
+    optimizer.zero_grad()
+    loss = model(*example).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_cut_model_computes_what_the_masked_model_computes(name):
+    model, example = make(name)
+    plan = random_plan(model, example)
+    expected = law.outputs(model, law.masked(model, plan), example)
+    whole = law.outputs(model, tensors_of(model), example)
+    apply(model, plan)
+    found = law.outputs(model, tensors_of(model), example)
+    assert law.check(expected, found) < 1e-12
+    assert law.deviation(whole, found) > 1e-3  # the cut did something
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_training_goes_on_with_the_same_parameter_objects(name):
+    model, example = make(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loss = train_step(model, optimizer, example)  # alive during the cut, as in a user's loop
+    parameters = list(model.parameters())
+    apply(model, random_plan(model, example), optimizer)
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    before = [parameter.detach().clone() for parameter in parameters]
+    train_step(model, optimizer, example)
+    assert loss.isfinite()
+    changed = [not torch.equal(a, b) for a, b in zip(before, parameters, strict=True) if b.grad.abs().max() > 0]
+    assert changed
+    assert all(changed)
+
+
+def test_moments_and_gradients_are_cut_like_their_parameters():
+    model, example = make("plain_cnn")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    train_step(model, optimizer, example)
+    weight = model[4].weight
+    whole = {key: value.clone() for key, value in optimizer.state[weight].items()}
+    gradient = weight.grad.clone()
+    apply(model, Plan((), (Removal("4.weight", 0, (0, 5)), Removal("4.weight", 1, (3,))), {}, 0.0), optimizer)
+    rows = [i for i in range(24) if i not in (0, 5)]
+    columns = [i for i in range(16) if i != 3]
+    assert torch.equal(optimizer.state[weight]["exp_avg"], whole["exp_avg"][rows][:, columns])
+    assert torch.equal(optimizer.state[weight]["exp_avg_sq"], whole["exp_avg_sq"][rows][:, columns])
+    assert torch.equal(weight.grad, gradient[rows][:, columns])
+    assert optimizer.state[weight]["step"] == whole["step"]
+
+
+def test_attributes_of_modules_follow_the_cut():
+    model, example = make("separable")
+    apply(model, random_plan(model, example))
+    for module in (model.expand, model.depthwise, model.squeeze, model.excite, model.project):
+        assert module.out_channels == len(module.weight)
+        assert module.in_channels == module.weight.shape[1] * module.groups
+    assert model.depthwise.groups == model.expand.out_channels == model.excite.out_channels
+
+
+def test_a_plan_survives_json_and_can_be_replayed():
+    model, example = make("residual")
+    twin, _ = make("residual")
+    plan = random_plan(model, example)
+    apply(model, plan)
+    apply(twin, Plan.from_json(json.loads(json.dumps(plan.to_json()))))
+    assert (
+        law.deviation(law.outputs(model, tensors_of(model), example), law.outputs(twin, tensors_of(twin), example)) == 0
+    )
+
+
+def test_a_cut_that_breaks_the_law_is_found():
+    model, example = make("mlp")
+    plan = random_plan(model, example)
+    expected = law.outputs(model, law.masked(model, plan), example)
+    wrong = [
+        r if (r.tensor, r.dim) != ("2.weight", 1) else Removal(r.tensor, r.dim, tuple(range(len(r.indices))))
+        for r in plan.removals
+    ]
+    apply(model, Plan(plan.cuts, tuple(wrong), {}, 0.0))
+    with pytest.raises(LawError, match="differs from the masked model"):
+        law.check(expected, law.outputs(model, tensors_of(model), example))
+
+
+def test_restore_takes_a_cut_back():
+    model, example = make("separable")
+    before, saved = law.outputs(model, tensors_of(model), example), cloned(tensors_of(model))
+    apply(model, random_plan(model, example))
+    restore(model, saved)
+    assert law.deviation(before, law.outputs(model, tensors_of(model), example)) == 0
+    assert model.depthwise.groups == 16
+
+
+def test_restore_refuses_the_tensors_of_another_model():
+    model, _ = make("mlp")
+    other, _ = make("dense")
+    with pytest.raises(InputError, match="another model"):
+        restore(model, tensors_of(other))
+
+
+def test_truncated_states_stay_within_the_bound_of_balanced_truncation():
+    model, example = Recurrent(), (torch.randn(2, 32, 1),)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loss = train_step(model, optimizer, example)
+    layer = model.block.lru
+    original = layer.system()
+    parameters = list(model.parameters())
+    reduction = apply(model, Plan((), (), {"block.lru": 6}, 0.0), optimizer)["block.lru"]
+    assert layer.states == len(layer.nu_log) == 6
+    assert 0 < law.check_bound(original, layer, reduction) <= reduction.bound * 1.001
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert layer.B_re not in optimizer.state  # another basis: its moments mean nothing any more
+    assert model.head.weight in optimizer.state
+    train_step(model, optimizer, example)
+    assert loss.isfinite()
+
+
+def test_a_truncation_beyond_its_bound_is_refused():
+    layer = LRU(4, 12)
+    original = layer.system()
+    reduction = apply(nn.Sequential(layer), Plan((), (), {"0": 6}, 0.0))["0"]
+    with torch.no_grad():
+        layer.C_re.mul_(-100)
+    with pytest.raises(LawError, match="bound"):
+        law.check_bound(original, layer, reduction)
