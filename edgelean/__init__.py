@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from edgelean.attachment import attach
     from edgelean.board import Board
     from edgelean.errors import EdgeleanError
-    from edgelean.pipeline import fit
+    from edgelean.pipeline import fit, load
     from edgelean.profile import Budget, Profile
     from edgelean.reading import Reading
     from edgelean.recipe import Recipe
     from edgelean.report.model import Report
     from edgelean.shrink.plan import Plan
 
-__all__ = ["Board", "Budget", "EdgeleanError", "Plan", "Profile", "Reading", "Recipe", "Report", "attach", "fit"]
+__all__ = ["Board", "Budget", "EdgeleanError", "Plan", "Profile", "Reading", "Recipe", "Report", "attach", "fit", "load"]
 
 _HOMES = {
     "Board": "board",
@@ -31,6 +31,7 @@ _HOMES = {
     "Report": "report.model",
     "attach": "attachment",
     "fit": "pipeline",
+    "load": "pipeline",
 }
 
 

@@ -127,7 +127,8 @@ def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapp
     lean_s, lean_kwh, _ = _spent(events, LEAN)
     if made.twin is not None:
         accuracy, note = made.twin.metric, "on the test split, after the same training"
-        seconds, kwh, _ = _spent(events, FULL_SIZE)
+        spent_s, kwh, _ = _spent(events, FULL_SIZE)
+        seconds: float | None = spent_s
         training_note, size = "the same epochs, nothing cut", _artifact_bytes(made.twin.session)
     else:
         accuracy, note, size = None, "not trained: --set compare=true trains it as well", None

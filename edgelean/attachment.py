@@ -73,9 +73,9 @@ class Attached:
         """
         self._loop.close()
         size = self._loop.bench.profile.batch
-        outputs = _outputs(self._loop.bench.model, inputs.split(size))
+        outputs = _outputs(self._loop.bench.model, torch.split(inputs, size))
         evidence = Evidence(
-            batches=[(part.cpu().numpy(),) for part in inputs.split(size)],
+            batches=[(part.cpu().numpy(),) for part in torch.split(inputs, size)],
             outputs=outputs,
             targets=targets.cpu().numpy(),
             metric=lambda found, wanted: float(metric(torch.from_numpy(found), torch.from_numpy(wanted))),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgelean.board import Board
-from edgelean.control.controller import Observed
+from edgelean.control import Observed
 from edgelean.errors import InputError
 from edgelean.exporter.onnx import export_onnx
 from edgelean.profile import Profile

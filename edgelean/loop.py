@@ -20,10 +20,9 @@ from edgelean import control
 from edgelean.bench import Bench, limits_of
 from edgelean.board import Board
 from edgelean.errors import InputError, LawError
-from edgelean.nn import LRU
 from edgelean.reading import Reading
 from edgelean.shrink import law
-from edgelean.shrink.cut import Tensors, apply, cloned, restore, tensors_of
+from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.scores import Scores
 from edgelean.stopwatch import Stopwatch
@@ -33,7 +32,8 @@ PATIENCE = 3
 learning rate, or batch statistics that lag behind, the metric of a healthy network falls now and then."""
 
 OBSERVE_EVERY = 10
-"""Every so many steps the scores are collected: often enough to settle, rare enough to cost little."""
+"""The scores are collected every so many steps, or twice between two cuts if those are closer: often enough to settle,
+rare enough to cost little."""
 
 
 class Record(Protocol):
@@ -79,7 +79,7 @@ class Progress:
 
     Attributes
     ----------
-    control
+    controller
         The controller.
     reading
         The last reading of the present structure.
@@ -99,7 +99,7 @@ class Progress:
         Scores of every axis just before its first cut.
     """
 
-    control: control.ControllerState
+    controller: control.ControllerState
     reading: Reading
     guard: control.Guard
     order: tuple[float, ...] = ()
@@ -145,16 +145,17 @@ class ClosedLoop:
         state = control.init(bench.profile.control, self.limits, start, around.steps)
         guard = control.Guard(bench.profile.accuracy.cut_tolerance)
         self.progress = Progress(state, self.full_size, guard)
+        self._every = max(1, min(OBSERVE_EVERY, state.pace.spacing // 2))
 
     def after_step(self, step: int) -> None:
         """Do what is due after so many steps of the optimizer."""
         with self.around.stopwatch.phase("control"):
-            self.scores.active = (step + 1) % OBSERVE_EVERY == 0
-            if self.progress.done or not control.due(step, self.progress.control):
+            self.scores.active = (step + 1) % self._every == 0
+            if self.progress.done or not control.due(step, self.progress.controller):
                 return
-            if step % OBSERVE_EVERY == 0:
+            if step % self._every == 0:
                 self._watch_the_order()
-            if control.gate_open(step, self.progress.agreement, self.progress.control):
+            if control.gate_open(step, self.progress.agreement, self.progress.controller):
                 self._event(step)
 
     def close(self) -> None:
@@ -179,11 +180,11 @@ class ClosedLoop:
         if demand.fraction > 0:
             self._cut(step, demand, metric)
         elif control.all_met(demand):
-            self.progress.done = not self._uncertain() or step >= self.progress.control.pace.ends
+            self.progress.done = not self._uncertain() or step >= self.progress.controller.pace.ends
 
     def _demand(self, step: int) -> control.Demand:
         observed = self.bench.observed(self.progress.reading)
-        demand, self.progress.control = control.step(observed, step, self.progress.control)
+        demand, self.progress.controller = control.step(observed, step, self.progress.controller)
         return demand
 
     def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
@@ -228,8 +229,8 @@ class ClosedLoop:
         expected = law.outputs(model, law.masked(model, channels), self.bench.probe)
         apply(model, channels, self.optimizer)
         error = law.check(expected, law.outputs(model, tensors_of(model), self.bench.probe))
-        layers = {path: model.get_submodule(path) for path in plan.states}
-        originals = {path: layer.system() for path, layer in layers.items() if isinstance(layer, LRU)}
+        layers = {path: state_layer(model, path) for path in plan.states}
+        originals = {path: layer.system() for path, layer in layers.items()}
         for path, reduction in apply(model, replace(plan, removals=()), self.optimizer).items():
             law.check_bound(originals[path], layers[path], reduction)
         for cut in plan.cuts:
@@ -261,7 +262,7 @@ class ClosedLoop:
             return False
         self.progress.doubts += 1
         if self.progress.doubts <= PATIENCE:
-            self.progress.control = control.postponed(self.progress.control, step)
+            self.progress.controller = control.postponed(self.progress.controller, step)
             return True
         reason = f"the metric was {guard.best:.4f} before the cut and is {metric:.4f} after recovery"
         self._go_back(step, reason=reason, metric_before=guard.best, metric_now=metric)
@@ -281,8 +282,8 @@ class ClosedLoop:
             self.optimizer.load_state_dict({"state": pending.optimizer, "param_groups": groups})
             self.scores.put_back(pending.moments)
             self.look_again()
-        self.progress.control = control.rolled_back(self.progress.control, step)
-        self.record("rollback", step, largest_cut=self.progress.control.clamps.largest_cut, **why)
+        self.progress.controller = control.rolled_back(self.progress.controller, step)
+        self.record("rollback", step, largest_cut=self.progress.controller.clamps.largest_cut, **why)
 
     def look_again(self) -> None:
         """Take apart and read a model whose widths were changed from outside: rolled back, or resumed."""

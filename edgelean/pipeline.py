@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from edgelean.assemble import Materials, assemble
 from edgelean.bench import Bench
-from edgelean.chapters import begin, train_full_size, train_lean
+from edgelean.chapters import LEAN, begin, train_full_size, train_lean
 from edgelean.delivery import Label, deliver, evidence_of
 from edgelean.job import Job, ask, asked_before, new_folder
 from edgelean.loop import ClosedLoop, Surroundings
@@ -17,8 +18,10 @@ from edgelean.profile import Profile
 from edgelean.recipe import Recipe
 from edgelean.report import write_report
 from edgelean.report.model import Report
+from edgelean.shrink.cut import restore
 from edgelean.stopwatch import Stopwatch
 from edgelean.target import open_target
+from edgelean.training.checkpoint import load_newest
 from edgelean.training.run import OnEvent, Run
 from edgelean.training.trainer import evaluate, prepare
 
@@ -67,6 +70,14 @@ def resume(folder: str | Path, *, on_event: OnEvent | None = None) -> Report:
     """Go on with an interrupted run, to the same model as if nothing had happened."""
     earlier = Run.open(Path(folder), on_event)
     return run(asked_before(earlier), earlier.folder, on_event, earlier)
+
+
+def load(folder: str | Path) -> nn.Module:
+    """Return the lean model of a run, as it was after its last epoch, ready to infer on the CPU."""
+    job = asked_before(Run.open(Path(folder)))
+    model = job.recipe.model()
+    restore(model, load_newest(Path(folder) / "checkpoints" / LEAN).part("model/"))
+    return model.eval()
 
 
 def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | None = None) -> Report:

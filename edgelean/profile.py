@@ -200,9 +200,6 @@ class AccuracySettings(Frozen):
     cut_tolerance: FiniteFloat = knob(
         0.03, "drop of the metric", "A cut whose drop after recovery is larger is rolled back.", gt=0, le=1
     )
-    artifact_drop: FiniteFloat = knob(
-        0.01, "drop of the metric", "The exported artifact may be this much worse than the trained model.", ge=0, le=1
-    )
 
 
 class Profile(Frozen):

@@ -174,11 +174,11 @@ def load_recipe(spec: str) -> Recipe:
         If the file cannot be imported (the user's frames of the traceback are shown) or holds no recipe.
     """
     if spec in BUILT_IN:
-        return _from_module(*BUILT_IN[spec].split(":"), spec=spec)
+        return _from_module(BUILT_IN[spec], spec)
     if spec.endswith(".py") or "/" in spec:
         return _from_file(Path(spec))
     if ":" in spec:
-        return _from_module(*spec.split(":", 1), spec=spec)
+        return _from_module(spec, spec)
     near = difflib.get_close_matches(spec, BUILT_IN, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise MissingError(
@@ -200,7 +200,8 @@ def _from_file(path: Path) -> Recipe:
     return _picked(module, "recipe", str(path))
 
 
-def _from_module(module_name: str, attribute: str, spec: str) -> Recipe:
+def _from_module(place: str, spec: str) -> Recipe:
+    module_name, _, attribute = place.partition(":")
     module = call_users(lambda: importlib.import_module(module_name), f"recipe {spec!r} cannot be imported")
     return _picked(module, attribute, spec)
 

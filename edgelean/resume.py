@@ -52,7 +52,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
     progress, pending = loop.progress, loop.progress.pending
     tensors = _under("flow", _flat({path: flow.tensors() for path, flow in loop.scores.flows.items()}))
     values: dict[str, Any] = {
-        "control": progress.control.to_json(),
+        "control": progress.controller.to_json(),
         "order": progress.order,
         "agreement": progress.agreement,
         "confirmed": progress.confirmed,
@@ -74,7 +74,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
 def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop) -> None:
     """Put a loop, made before the session was unpacked, where the checkpoint was."""
     values, progress = checkpoint.values, loop.progress
-    progress.control = ControllerState.from_json(values["control"])
+    progress.controller = ControllerState.from_json(values["control"])
     progress.order, progress.agreement = tuple(values["order"]), values["agreement"]
     progress.confirmed, progress.doubts = values["confirmed"], values["doubts"]
     progress.guard = replace(progress.guard, best=values["best"])

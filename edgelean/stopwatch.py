@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -37,11 +37,6 @@ class Stopwatch:
         """Return the seconds per phase so far."""
         self._settle()
         return dict(self._seconds)
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Count time that was spent before, in an earlier part of a resumed run."""
-        for name, value in seconds.items():
-            self._seconds[name] = self._seconds.get(name, 0.0) + value
 
     def _settle(self) -> None:
         now = self._clock()

@@ -50,7 +50,7 @@ def doctor(
         print_json([asdict(check) for check in checks])
         return
     rows = [("yes" if check.ready else "no", check.name, check.detail, check.remedy) for check in checks]
-    print_table("What this machine offers", ("", "what", "found", "how to get it"), rows)
+    print_table("What this machine offers", ("", "what", "found", "how to get it"), rows, firm=2)
 
 
 def examine() -> tuple[Check, ...]:

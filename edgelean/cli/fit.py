@@ -50,14 +50,14 @@ def fit(
     place: list[Path] = []
 
     def run(on_event: Callable[[Mapping[str, Any]], None]) -> Report:
-        from edgelean import pipeline
+        from edgelean import job, pipeline
 
         if resume is not None:
             place.append(resume)
             return pipeline.resume(resume, on_event=on_event)
-        job = pipeline.ask(recipe, profile, latency=latency, energy=energy, target=target, seed=seed, settings=chosen)
-        place.append(out or pipeline.new_folder(job))
-        return pipeline.run(job, place[0], on_event)
+        asked = job.ask(recipe, profile, latency=latency, energy=energy, target=target, seed=seed, settings=chosen)
+        place.append(out or job.new_folder(asked))
+        return pipeline.run(asked, place[0], on_event)
 
     try:
         with open_display(console) as display:

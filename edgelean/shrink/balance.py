@@ -7,6 +7,7 @@ References
 ----------
 Moore, "Principal component analysis in linear systems", 1981.
 Laub, Heath, Paige & Ward, "Computation of system balancing transformations", 1987: the square-root method.
+Lall, Marsden & Glavaski, "Empirical model reduction of controlled nonlinear systems", 1999: measured covariances.
 Chahine, Nazari, Rus & Rusch, "The curious case of in-training compression of state space models", 2026.
 """
 
@@ -43,7 +44,7 @@ class Gramians:
     Attributes
     ----------
     controllability
-        Covariance of the states. `gramians` computes it for white inputs; a covariance measured on data serves as well.
+        Covariance of the states.
     observability
         Energy of all later outputs per unit of state.
     """
@@ -65,9 +66,9 @@ class Reduction:
     order
         Order of the real system that was kept; at most twice the states.
     bound
-        ``2 * (sum of the values that went)``. With the Gramians of `gramians`, and ``method="balanced"``, no input can
-        make the outputs differ by more than this factor in energy (the H-infinity norm of the difference, of the
-        weighted map where weights were given).
+        ``2 * (sum of the values that went)``. For ``"balanced"`` with the Gramians of `gramians`, no input makes the
+        difference of the outputs larger than this factor times itself, both in root mean square (the H-infinity norm
+        of the difference, of the weighted map where weights were given). Measured Gramians give no such certificate.
     method
         ``"balanced"``; ``"unchanged"`` when nothing had to go; ``"subset"`` when no balanced system was stable and
         well conditioned: the modes that carry most energy, with C refitted.
@@ -93,13 +94,35 @@ def gramians(system: DiagonalSystem, covariance: Tensor | None = None, weight: T
         How much the square of each output counts, ``[P]``; None for 1. With the diagonal of the Fisher information,
         half of a weighted energy is a loss in nats.
     """
-    outputs_adjoint = system.C.mH
-    if weight is not None:
-        outputs_adjoint = outputs_adjoint * _on(system, weight).sqrt()
     return Gramians(
         controllability=_state_covariance(system.lam, _shaped_inputs(system, covariance)),
-        observability=_state_covariance(system.lam.conj(), outputs_adjoint),
+        observability=_observability(system, weight),
     )
+
+
+def measured_gramians(system: DiagonalSystem, inputs: Tensor, weight: Tensor | None = None) -> Gramians:
+    """Return Gramians whose controllability is the covariance of the states under recorded inputs.
+
+    Real inputs are neither white nor centred, and a truncation that knows them keeps the loss with far fewer states.
+
+    Parameters
+    ----------
+    system
+        The full system.
+    inputs
+        What the layer reads, ``[batch, time, H]``; a few sequences are enough.
+    weight
+        As for `gramians`.
+    """
+    driven = _on(system, inputs).to(system.B.dtype) @ system.B.mT
+    state = torch.zeros_like(driven[:, 0])
+    total = torch.zeros(2 * system.states, 2 * system.states, dtype=torch.float64, device=state.device)
+    for step in driven.unbind(1):
+        state = system.lam * state + step
+        both = torch.cat([state.real, state.imag], dim=1)
+        total += both.mT @ both
+    samples = driven.shape[0] * driven.shape[1]
+    return Gramians(total / samples, _observability(system, weight))
 
 
 def hankel_singular_values(system: DiagonalSystem, given: Gramians | None = None) -> Tensor:
@@ -156,19 +179,17 @@ def output_error(
     lam = torch.cat([full.lam, reduced.lam])
     B = torch.cat([_shaped_inputs(full, covariance), _shaped_inputs(reduced, covariance)])
     C = torch.cat([full.C, -reduced.C], dim=1)
-    C_real = torch.cat([C.real, -C.imag], dim=1)
+    C_real = _real_outputs(DiagonalSystem(lam, B, C))
     per_output = ((C_real @ _state_covariance(lam, B)) * C_real).sum(1).clamp(min=0)
     return float(per_output.sum() if weight is None else per_output @ _on(full, weight))
 
 
-def prices(
-    system: DiagonalSystem, weight: Tensor, covariance: Tensor | None = None, given: Gramians | None = None
-) -> Tensor:
+def prices(system: DiagonalSystem, weight: Tensor, covariance: Tensor | None = None) -> Tensor:
     """Return the predicted loss, in nats, of removing the first 0, 1, ... N states: ``[N + 1]``, never decreasing.
 
-    Half the weighted `output_error` of the truncated system. It is computed exactly at a few numbers of states; between
-    them, the energy in the balanced coordinates that go (which is what holding them at zero would cost, and is known
-    for every rank at once) is corrected by the ratio of the two, interpolated.
+    Half the weighted `output_error` of `truncate` with ``gramians(system, covariance)``. It is computed exactly at a
+    few numbers of states; between them, the energy in the balanced coordinates that go (what holding them at zero would
+    cost, known for every rank at once) is corrected by the ratio of the two, interpolated over that energy.
 
     Parameters
     ----------
@@ -178,24 +199,29 @@ def prices(
         Diagonal of the Fisher information of the loss at the outputs, summed over time, ``[P]``.
     covariance
         Covariance of the inputs, ``[H, H]``; None for the identity.
-    given
-        The Gramians that `truncate` will be given; None for those of this covariance and unweighted outputs.
     """
-    balanced = _balance(given or gramians(system, covariance))
-    C_real = torch.cat([system.C.real, -system.C.imag], dim=1)
-    energy = (_on(system, weight)[:, None] * (C_real @ balanced.reach).square()).sum(0)
-    held = torch.cat([energy.new_zeros(1), 0.5 * energy.flip(0).cumsum(0)[1::2]])
-    removed, correction = [system.states], [0.0]
+    balanced = _balance(gramians(system, covariance))
+    held = _held_energy(system, balanced, weight)
+    level = held.clamp(min=torch.finfo(held.dtype).tiny).log().cpu().numpy()
+    known, correction = [float(level[-1])], [0.0]
     for states in sorted({max(1, round(share * system.states)) for share in PRICED_SHARES}):
-        order = min(2 * states, balanced.rank())
-        modes = _modes(*_real_truncation(system, order, balanced)) if order else None
         tail = float(held[system.states - states])
-        if modes is not None and tail > NEGLIGIBLE**2 * float(held[-1]):
-            exact = 0.5 * output_error(system, modes, covariance, weight)
-            removed.append(system.states - states)
+        kept = _balanced_modes(system, states, balanced)
+        if kept is not None and tail > NEGLIGIBLE**2 * float(held[-1]):
+            exact = 0.5 * output_error(system, kept[0], covariance, weight)
+            known.append(math.log(tail))
             correction.append(math.log(max(exact, tail) / tail))
-    by_count = np.interp(np.arange(system.states + 1), removed[::-1], correction[::-1])
-    return (held * torch.from_numpy(by_count).exp().to(held.device)).cummax(0).values
+    ratio = torch.from_numpy(np.exp(np.interp(level, known[::-1], correction[::-1])))
+    return (held * ratio.to(held)).cummax(0).values.clamp(max=float(held[-1]))
+
+
+def measured_prices(system: DiagonalSystem, weight: Tensor, inputs: Tensor) -> Tensor:
+    """Return what `prices` returns, for `truncate` with ``measured_gramians(system, inputs)``.
+
+    Half the weighted energy that recorded inputs send through the balanced coordinates that go. That is the error of
+    holding them at zero; the error of the truncated system on the same inputs is mostly 1 to 2 times as large.
+    """
+    return _held_energy(system, _balance(measured_gramians(system, inputs)), weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +245,12 @@ class _Balanced:
     def rank(self) -> int:
         """Return the number of values that are more than noise."""
         return int((self.sigma > NEGLIGIBLE * self.sigma[0]).sum())
+
+
+def _held_energy(system: DiagonalSystem, balanced: _Balanced, weight: Tensor) -> Tensor:
+    """Return half the weighted energy of the balanced coordinates that go with 0, 1, ... N states, ``[N + 1]``."""
+    energy = (_on(system, weight)[:, None] * (_real_outputs(system) @ balanced.reach).square()).sum(0)
+    return torch.cat([energy.new_zeros(1), 0.5 * energy.flip(0).cumsum(0)[1::2]])
 
 
 def _balance(pair: Gramians) -> _Balanced:
@@ -253,11 +285,24 @@ def _state_covariance(lam: Tensor, B: Tensor) -> Tensor:
     return 0.5 * (whole + whole.mT)
 
 
+def _observability(system: DiagonalSystem, weight: Tensor | None) -> Tensor:
+    """Return the state covariance of the adjoint system, whose inputs are this system's outputs."""
+    adjoint = system.C.mH
+    if weight is not None:
+        adjoint = adjoint * _on(system, weight).sqrt()
+    return _state_covariance(system.lam.conj(), adjoint)
+
+
 def _shaped_inputs(system: DiagonalSystem, covariance: Tensor | None) -> Tensor:
     """Return B for white inputs that stand for inputs of the given covariance."""
     if covariance is None:
         return system.B
     return system.B @ _factor(_on(system, covariance)).to(system.B.dtype)
+
+
+def _real_outputs(system: DiagonalSystem) -> Tensor:
+    """Return the matrix that reads ``Re(C x)`` from ``[Re x; Im x]``."""
+    return torch.cat([system.C.real, -system.C.imag], dim=1)
 
 
 def _on(system: DiagonalSystem, values: Tensor) -> Tensor:
@@ -280,12 +325,11 @@ def _real_truncation(system: DiagonalSystem, order: int, balanced: _Balanced) ->
     """Return A, B and C of the real system of the first ``order`` balanced coordinates; nothing is inverted."""
     scale = balanced.sigma[:order].sqrt()
     reach, see = balanced.reach[:, :order] / scale, balanced.see[:, :order] / scale
-    upper, lower = reach.split(system.states)
+    upper, lower = torch.split(reach, system.states)
     re, im = system.lam.real[:, None], system.lam.imag[:, None]
     moved = torch.cat([re * upper - im * lower, im * upper + re * lower])
     B_real = torch.cat([system.B.real, system.B.imag])
-    C_real = torch.cat([system.C.real, -system.C.imag], dim=1)
-    return see.mT @ moved, see.mT @ B_real, C_real @ reach
+    return see.mT @ moved, see.mT @ B_real, _real_outputs(system) @ reach
 
 
 def _modes(A: Tensor, B: Tensor, C: Tensor) -> DiagonalSystem | None:
@@ -325,7 +369,6 @@ def _subset(system: DiagonalSystem, states: int, covariance: Tensor) -> Diagonal
     energy = covariance.diagonal().reshape(2, -1).sum(0) * system.C.abs().square().sum(0)
     kept = energy.argsort(descending=True, stable=True)[:states].sort().values
     both = torch.cat([kept, kept + system.states])
-    C_real = torch.cat([system.C.real, -system.C.imag], dim=1)
     inverse = torch.linalg.pinv(covariance[both][:, both], hermitian=True)
-    C_kept = C_real @ covariance[:, both] @ inverse
+    C_kept = _real_outputs(system) @ covariance[:, both] @ inverse
     return DiagonalSystem(system.lam[kept], system.B[kept], torch.complex(C_kept[:, :states], -C_kept[:, states:]))

@@ -49,15 +49,27 @@ def apply(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None 
     align(model)
     reductions = {}
     for path, states in plan.states.items():
-        layer = model.get_submodule(path)
-        if not isinstance(layer, LRU):
-            raise InputError(f"the plan truncates {path}, which is a {type(layer).__name__} and has no states")
+        layer = state_layer(model, path)
         reductions[path] = truncate(layer.system(), states)
         layer.load_system(reductions[path].system)
         for parameter in layer.parameters():
             if optimizer is not None:
                 optimizer.state.pop(parameter, None)
     return reductions
+
+
+def state_layer(model: nn.Module, path: str) -> LRU:
+    """Return the linear recurrent unit at a path of a model.
+
+    Raises
+    ------
+    InputError
+        If something else is there.
+    """
+    layer = model.get_submodule(path)
+    if not isinstance(layer, LRU):
+        raise InputError(f"{path} is a {type(layer).__name__}: only a linear recurrent unit has states to truncate")
+    return layer
 
 
 def _shrink(tensor: Tensor, keep: Mapping[int, Tensor], optimizer: torch.optim.Optimizer | None) -> None:

@@ -93,7 +93,7 @@ class Scores:
             flow.blend("square", features.square().mean(1))
             # A view of its own, so that the gradient is what flows through this reader and no other.
             own = x.view_as(x)
-            own.register_hook(lambda g: flow.blend("fisher", _fisher(module, g)))
+            _on_gradient(own, lambda g: flow.blend("fisher", _fisher(module, g)))
             return (own, *arguments[1:])
 
         return hook
@@ -103,7 +103,7 @@ class Scores:
             if not (self.active and module.training and output.requires_grad):
                 return None
             own = output.view_as(output)
-            own.register_hook(lambda g: flow.blend("fisher", _fisher(module, g)))
+            _on_gradient(own, lambda g: flow.blend("fisher", _fisher(module, g)))
             return own
 
         return hook
@@ -168,6 +168,10 @@ def readers(axis: Axis) -> list[tuple[str, tuple[str, int]]]:
     if axis.kind == "states":
         return [(axis.module(), next(iter(axis.slots)))]
     return [(name.rpartition(".")[0], (name, dim)) for name, dim in axis.slots if dim == 1 and name.endswith(".weight")]
+
+
+def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
+    tensor.register_hook(take)  # type: ignore[no-untyped-call]  # torch has not typed it
 
 
 def _by_feature(module: nn.Module, x: Tensor) -> Tensor:

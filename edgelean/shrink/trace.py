@@ -141,8 +141,8 @@ def _call(
         return argument
 
     if node.target is python_operator.getitem:
-        source = resolve(node.args[0])
-        return None, source[node.args[1]] if isinstance(source, (tuple, list)) else source
+        source, place = resolve(node.args[0]), resolve(node.args[1])
+        return None, source[place] if isinstance(source, (tuple, list)) else source
     arguments = tuple(resolve(argument) for argument in (*node.args, *node.kwargs.values()))
     name = str(getattr(node.target, "_opname", node.target))
     shapes = _shapes(node.meta.get("val"))

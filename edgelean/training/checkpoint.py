@@ -88,7 +88,8 @@ State = Mapping[int, Mapping[str, Any]]
 
 def split_state(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the state of an optimizer as named tensors and plain values."""
-    tensors, plain = {}, {}
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
     for index, entry in state.items():
         for key, value in entry.items():
             (tensors if isinstance(value, Tensor) else plain)[f"{index}.{key}"] = value

@@ -1,0 +1,50 @@
+"""Handwritten digits read pixel by pixel, and a linear recurrent unit with more states than they need."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from edgelean.nn import LRUBlock
+from edgelean.recipe import Data, Recipe
+from edgelean.recipes._digits_data import digits_split
+
+WIDTH = 32
+STATES = 256
+
+
+class SequenceNet(nn.Module):
+    """An embedding, a recurrent block, a linear head on the mean over time: ``[batch, 64, 1]`` to ``[batch, 10]``."""
+
+    def __init__(self, width: int = WIDTH, states: int = STATES) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, width)
+        self.block = LRUBlock(width, states)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of the ten digits."""
+        logits: Tensor = self.head(self.norm(self.block(self.embed(x)).mean(1)))
+        return logits
+
+
+def load_data() -> Data:
+    """Return the digits as sequences ``[64, 1]``: the pixels row by row."""
+    train, validation, test = (TensorDataset(x.reshape(-1, 64, 1), y) for x, y in digits_split())
+    return Data(train, validation, test)
+
+
+recipe = Recipe(
+    name="digits-sequence",
+    model=SequenceNet,
+    data=load_data,
+    loss=nn.functional.cross_entropy,
+    metric="accuracy",
+    epochs=25,
+    batch_size=32,
+    learning_rate=4e-3,
+    weight_decay=1e-2,
+    compare=True,
+    labels=tuple("0123456789"),
+)
