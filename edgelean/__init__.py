@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from edgelean.report.model import Report
     from edgelean.shrink.plan import Plan
 
-__all__ = ["Board", "Budget", "EdgeleanError", "Plan", "Profile", "Reading", "Recipe", "Report", "attach", "fit", "load"]
+__all__ = [
+    "Board",
+    "Budget",
+    "EdgeleanError",
+    "Plan",
+    "Profile",
+    "Reading",
+    "Recipe",
+    "Report",
+    "attach",
+    "fit",
+    "load",
+]
 
 _HOMES = {
     "Board": "board",

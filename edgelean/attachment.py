@@ -98,6 +98,8 @@ def attach(
     profile: str | Path | Profile,
     *,
     steps: int,
+    latency: str | None = None,
+    energy: str | None = None,
     validate: Callable[[], float] | None = None,
     target: str | None = None,
     on_event: OnEvent | None = None,
@@ -114,6 +116,8 @@ def attach(
         A name on the shelf, a TOML file, or a `Profile`.
     steps
         How many optimizer steps the training will have.
+    latency, energy
+        Other budgets than the profile's, as for `edgelean.fit`.
     validate
         Gives the metric on validation data, higher is better. With it a cut that the model does not recover from is
         taken back; without it nothing is.
@@ -130,6 +134,7 @@ def attach(
     if steps < 1:
         raise InputError(f"attach needs the number of optimizer steps of the training, found steps={steps}")
     wanted = profile if isinstance(profile, Profile) else load_profile(profile)
+    wanted = wanted.with_budgets(latency, energy)
     board = load_board(wanted.board)
     example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     stopwatch = Stopwatch()

@@ -126,16 +126,15 @@ def test_restore_refuses_the_tensors_of_another_model():
         restore(model, tensors_of(other))
 
 
-def test_truncated_states_stay_within_the_bound_of_balanced_truncation():
+def test_truncated_layer_computes_what_its_reduced_system_computes():
     model, example = Recurrent(), (torch.randn(2, 32, 1),)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loss = train_step(model, optimizer, example)
-    layer = model.block.lru
-    original = layer.system()
+    layer, read = model.block.lru, torch.randn(4, 32, 8)
     parameters = list(model.parameters())
-    reduction = apply(model, Plan((), (), {"block.lru": 6}, 0.0), optimizer)["block.lru"]
+    reduction = apply(model, Plan((), (), {"block.lru": 6}, 0.0), optimizer, {"block.lru": read})["block.lru"]
     assert layer.states == len(layer.nu_log) == 6
-    assert 0 < law.check_bound(original, layer, reduction) <= reduction.bound * 1.001
+    assert law.check_states(layer, reduction, read) < 1e-4
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     assert layer.B_re not in optimizer.state  # another basis: its moments mean nothing any more
     assert model.head.weight in optimizer.state
@@ -143,11 +142,22 @@ def test_truncated_states_stay_within_the_bound_of_balanced_truncation():
     assert loss.isfinite()
 
 
-def test_a_truncation_beyond_its_bound_is_refused():
+def test_states_are_balanced_for_what_the_layer_really_reads():
+    read = torch.randn(8, 64, 1) * torch.tensor([1.0, 0.5, 0.0, 0.0]) + 0.3  # one direction, and not centred
+    errors = []
+    for recorded in ({}, {"0": read}):
+        torch.manual_seed(3)
+        layer = LRU(4, 24)
+        before = layer(read)
+        apply(nn.Sequential(layer), Plan((), (), {"0": 4}, 0.0), read=recorded)
+        errors.append((layer(read) - before).square().mean().item())
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_truncated_layer_that_computes_something_else_is_refused():
     layer = LRU(4, 12)
-    original = layer.system()
     reduction = apply(nn.Sequential(layer), Plan((), (), {"0": 6}, 0.0))["0"]
     with torch.no_grad():
-        layer.C_re.mul_(-100)
-    with pytest.raises(LawError, match="bound"):
-        law.check_bound(original, layer, reduction)
+        layer.C_re.mul_(1.1)
+    with pytest.raises(LawError, match="differs"):
+        law.check_states(layer, reduction, torch.randn(2, 32, 4))

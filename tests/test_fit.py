@@ -110,7 +110,9 @@ def test_report_on_disk_is_the_report(run):
 
 def test_events_on_disk_are_the_events(run):
     folder, _, events = run
-    assert [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()] == json.loads(json.dumps(events))
+    assert [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()] == json.loads(
+        json.dumps(events)
+    )
 
 
 def final_weights(folder):
@@ -179,7 +181,9 @@ def test_a_cut_without_recovery_is_taken_back_and_the_next_is_smaller(tmp_path):
     report = edgelean.fit(spoiled, out=tmp_path / "run", on_event=lambda e: (events.append(e), watch(e)), **PI)
     rollbacks = [event for event in events if event["event"] == "rollback"]
     assert rollbacks
-    assert all(later["largest_cut"] < earlier["largest_cut"] for earlier, later in zip(rollbacks, rollbacks[1:], strict=False))
+    assert all(
+        later["largest_cut"] < earlier["largest_cut"] for earlier, later in zip(rollbacks, rollbacks[1:], strict=False)
+    )
     assert report.exit_code == 3
     assert {verdict.outcome for verdict in report.verdicts} == {"not met"}
     assert report.lean.parameters == full

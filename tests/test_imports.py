@@ -9,7 +9,18 @@ import pytest
 
 import edgelean
 
-HEAVY = ("torch", "onnx", "onnxruntime", "pynvml", "codecarbon", "matplotlib", "sklearn", "tensorrt", "tensorrt_rtx", "pydantic")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "pynvml",
+    "codecarbon",
+    "matplotlib",
+    "sklearn",
+    "tensorrt",
+    "tensorrt_rtx",
+    "pydantic",
+)
 
 
 @pytest.mark.parametrize("module", ["edgelean", "edgelean.cli"])

@@ -140,6 +140,7 @@ def test_training_goes_on_through_a_truncation_with_a_graph_still_alive():
     before = list(model.parameters())
     layer = model[0].lru
     layer.load_system(truncate(layer.system(), 6).system)
+    assert layer.B_re.grad is None
     for parameter in layer.parameters():
         optimizer.state.pop(parameter, None)
     optimizer.zero_grad()

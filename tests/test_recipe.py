@@ -58,9 +58,15 @@ def test_an_import_error_shows_the_users_own_frames_and_no_others(tmp_path):
         ("x = (", "SyntaxError"),
         ("", "has no 'recipe'"),
         ("recipe = 3", "is a int, it has to be an edgelean.Recipe"),
-        ("import edgelean\nrecipe = edgelean.Recipe(model=1, data=print, loss=print)", "model of the recipe has to be a function"),
+        (
+            "import edgelean\nrecipe = edgelean.Recipe(model=1, data=print, loss=print)",
+            "model of the recipe has to be a function",
+        ),
         ("import edgelean\nrecipe = edgelean.Recipe(model=print, data=print, loss=print, epochs=0)", "epochs is 0"),
-        ("import edgelean\nrecipe = edgelean.Recipe(model=print, data=print, loss=print, metric='f7')", "metric 'f7' is not known"),
+        (
+            "import edgelean\nrecipe = edgelean.Recipe(model=print, data=print, loss=print, metric='f7')",
+            "metric 'f7' is not known",
+        ),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, message):

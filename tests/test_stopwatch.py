@@ -14,4 +14,3 @@ def test_an_inner_phase_pauses_the_outer_one_and_all_add_up():
         pass
     seconds = watch.seconds()
     assert seconds == {"other": 2.0, "training": 2.0, "control": 1.0}
-

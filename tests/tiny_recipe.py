@@ -18,7 +18,9 @@ def model():
 
 def data():
     train, validation, test = digits_split()
-    return tuple(TensorDataset(x[:size].unsqueeze(1), y[:size]) for (x, y), size in ((train, 256), (validation, 96), (test, 96)))
+    return tuple(
+        TensorDataset(x[:size].unsqueeze(1), y[:size]) for (x, y), size in ((train, 256), (validation, 96), (test, 96))
+    )
 
 
 recipe = edgelean.Recipe(

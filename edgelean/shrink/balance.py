@@ -212,7 +212,7 @@ def prices(system: DiagonalSystem, weight: Tensor, covariance: Tensor | None = N
             known.append(math.log(tail))
             correction.append(math.log(max(exact, tail) / tail))
     ratio = torch.from_numpy(np.exp(np.interp(level, known[::-1], correction[::-1])))
-    return (held * ratio.to(held)).cummax(0).values.clamp(max=float(held[-1]))
+    return (held * ratio.to(held)).cummax(0).values
 
 
 def measured_prices(system: DiagonalSystem, weight: Tensor, inputs: Tensor) -> Tensor:
@@ -311,11 +311,12 @@ def _on(system: DiagonalSystem, values: Tensor) -> Tensor:
 
 def _balanced_modes(system: DiagonalSystem, states: int, balanced: _Balanced) -> tuple[DiagonalSystem, int] | None:
     """Return the largest balanced system that fits, is stable and well conditioned, and its order; or None."""
+    limit = max(LARGEST_MODULUS, float(system.lam.abs().max()))
     order = largest = min(2 * states, balanced.rank())
     while order >= max(1, largest // 2):
-        modes = _modes(*_real_truncation(system, order, balanced))
+        modes = _modes(*_real_truncation(system, order, balanced), limit)
         excess = 1 if modes is None else modes.states - states
-        if modes is not None and excess <= 0 and _is_stable(modes, system):
+        if modes is not None and excess <= 0:
             return modes, order
         order -= max(1, excess)
     return None
@@ -332,12 +333,15 @@ def _real_truncation(system: DiagonalSystem, order: int, balanced: _Balanced) ->
     return see.mT @ moved, see.mT @ B_real, _real_outputs(system) @ reach
 
 
-def _modes(A: Tensor, B: Tensor, C: Tensor) -> DiagonalSystem | None:
-    """Diagonalise a real system into one state per conjugate pair and per real pole; None when that is not safe."""
+def _modes(A: Tensor, B: Tensor, C: Tensor, limit: float) -> DiagonalSystem | None:
+    """Diagonalise a real system into one state per conjugate pair and per real pole; None when that is not safe.
+
+    Poles beyond the modulus ``limit`` are not safe, nor are eigenvectors so close to each other that B and C explode.
+    """
     lam, vectors = torch.linalg.eig(A)
     inverse, failed = torch.linalg.inv_ex(vectors)
     condition = vectors.norm() * inverse.norm()
-    if bool(failed) or not float(condition) < WORST_CONDITION or not float(lam.abs().max()) < 1:
+    if bool(failed) or not float(condition) < WORST_CONDITION or float(lam.abs().max()) > limit:
         return None
     keep = lam.imag >= 0
     B_modes = (inverse @ B.to(lam.dtype))[keep]
@@ -346,10 +350,6 @@ def _modes(A: Tensor, B: Tensor, C: Tensor) -> DiagonalSystem | None:
     scale = (C_modes.norm(dim=0) / B_modes.norm(dim=1)).sqrt()
     scale = torch.where(torch.isfinite(scale) & (scale > 0), scale, 1.0)
     return DiagonalSystem(lam[keep], B_modes * scale[:, None], C_modes / scale)
-
-
-def _is_stable(modes: DiagonalSystem, full: DiagonalSystem) -> bool:
-    return float(modes.lam.abs().max()) <= max(LARGEST_MODULUS, float(full.lam.abs().max()))
 
 
 def _filled(modes: DiagonalSystem, full: DiagonalSystem, states: int) -> DiagonalSystem:

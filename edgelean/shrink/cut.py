@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgelean.errors import InputError
 from edgelean.nn import LRU
-from edgelean.shrink.balance import Reduction, truncate
+from edgelean.shrink.balance import Reduction, measured_gramians, truncate
 from edgelean.shrink.plan import Plan
 
 Tensors = dict[str, Tensor]
@@ -22,7 +22,12 @@ def tensors_of(model: nn.Module) -> Tensors:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def apply(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Reduction]:
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    optimizer: torch.optim.Optimizer | None = None,
+    read: Mapping[str, Tensor] | None = None,
+) -> dict[str, Reduction]:
     """Cut a model, its gradients and its optimizer's state.
 
     Parameters
@@ -32,11 +37,14 @@ def apply(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None 
     optimizer
         Its moments are sliced like the parameters; the state of truncated state space layers, whose basis
         changes, is dropped, so that their bias correction restarts.
+    read
+        Sequences that state space layers read, by the path of the layer, ``[batch, time, width]``: states are then
+        balanced for what really arrives; without them for white noise.
 
     Returns
     -------
     dict
-        For each truncated linear recurrent unit what was reduced, with its error bound.
+        For each truncated linear recurrent unit what was reduced.
     """
     named = tensors_of(model)
     keep: dict[str, dict[int, Tensor]] = defaultdict(dict)
@@ -50,7 +58,8 @@ def apply(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None 
     reductions = {}
     for path, states in plan.states.items():
         layer = state_layer(model, path)
-        reductions[path] = truncate(layer.system(), states)
+        system, inputs = layer.system(), (read or {}).get(path)
+        reductions[path] = truncate(system, states, None if inputs is None else measured_gramians(system, inputs))
         layer.load_system(reductions[path].system)
         for parameter in layer.parameters():
             if optimizer is not None:

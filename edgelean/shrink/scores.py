@@ -21,19 +21,35 @@ from torch import Tensor, nn
 
 from edgelean.nn import LRU
 from edgelean.shrink.axes import Axis
-from edgelean.shrink.balance import hankel_singular_values
-from edgelean.shrink.balance import prices as state_prices
+from edgelean.shrink.balance import hankel_singular_values, measured_gramians, measured_prices
+from edgelean.shrink.cut import state_layer
 
 FORGETTING = 0.7
+
+OBSERVED = ("mean", "square", "fisher", "inputs")
+
+SEQUENCES = 32
+"""So many recorded sequences tell what a state space layer really reads."""
 
 
 @dataclass
 class Flow:
-    """Running moments of what one module reads (or, for states, writes), each ``[features]``."""
+    """What has been observed of one module.
+
+    Attributes
+    ----------
+    mean, square
+        Running moments of what it reads, ``[features]``.
+    fisher
+        Running Fisher information of the loss at what it reads or, for a state space layer, writes, ``[features]``.
+    inputs
+        The last sequences that a state space layer read, ``[batch, time, width]``.
+    """
 
     mean: Tensor | None = None
     square: Tensor | None = None
     fisher: Tensor | None = None
+    inputs: Tensor | None = None
 
     def variance(self) -> Tensor | None:
         """Return the centred variance of each feature."""
@@ -47,8 +63,8 @@ class Flow:
         setattr(self, name, fresh if old is None else torch.lerp(fresh, old, FORGETTING))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the moments that have been observed."""
-        return {key: value for key in ("mean", "square", "fisher") if (value := getattr(self, key)) is not None}
+        """Return what has been observed, by name."""
+        return {key: value for key in OBSERVED if (value := getattr(self, key)) is not None}
 
 
 @dataclass
@@ -102,6 +118,7 @@ class Scores:
         def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
             if not (self.active and module.training and output.requires_grad):
                 return None
+            flow.inputs = arguments[0].detach()[:SEQUENCES].clone()
             own = output.view_as(output)
             _on_gradient(own, lambda g: flow.blend("fisher", _fisher(module, g)))
             return own
@@ -125,11 +142,11 @@ class Scores:
     def removal_prices(self, axis: Axis, model: nn.Module) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
         """Return the order in which units go, and the summed price of removing the first 0, 1, 2, ... of them."""
         if axis.kind == "states":
-            layer = model.get_submodule(axis.module())
-            fisher = self.flows.get(axis.module(), Flow()).fisher
-            if not isinstance(layer, LRU) or fisher is None:
+            flow = self.flows.get(axis.module(), Flow())
+            if flow.fisher is None or flow.inputs is None:
                 return None
-            return (), tuple(state_prices(layer.system(), fisher.double().cpu()).tolist())
+            system = state_layer(model, axis.module()).system()
+            return (), tuple(measured_prices(system, flow.fisher, flow.inputs).tolist())
         prices = self.unit_prices(axis)
         if prices is None:
             return None
@@ -143,14 +160,16 @@ class Scores:
         Prices in nats for channels, Hankel singular values for states.
         """
         if axis.kind == "states":
-            layer = model.get_submodule(axis.module())
-            return tuple(hankel_singular_values(layer.system()).tolist()) if isinstance(layer, LRU) else ()
+            inputs = self.flows[axis.module()].inputs
+            system = state_layer(model, axis.module()).system()
+            given = None if inputs is None else measured_gramians(system, inputs)
+            return tuple(hankel_singular_values(system, given).tolist())
         prices = self.unit_prices(axis)
         return () if prices is None else tuple(prices.sort(descending=True).values.tolist())
 
     def forget(self, axis: Axis, removed: tuple[int, ...]) -> None:
         """Drop the moments of removed units; those of the others stay valid."""
-        for path, slot in readers(axis):
+        for path, slot in readers(axis) if removed else ():
             flow = self.flows.get(path)
             for name, moment in (flow.tensors() if flow else {}).items():
                 left = sorted(set(range(len(moment))) - set(axis.slots[slot][list(removed)].reshape(-1).tolist()))
@@ -160,7 +179,8 @@ class Scores:
         """Go back to moments that were taken earlier, by the path of the module."""
         for path, tensors in moments.items():
             flow = self.flows[path]
-            flow.mean, flow.square, flow.fisher = (tensors.get(name) for name in ("mean", "square", "fisher"))
+            for name in OBSERVED:
+                setattr(flow, name, tensors.get(name))
 
 
 def readers(axis: Axis) -> list[tuple[str, tuple[str, int]]]:

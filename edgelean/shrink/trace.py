@@ -149,7 +149,7 @@ def _call(
     call = Call(labels, name, arguments, shapes)
     flow = RULES.get(name, unknown)(call)
     sources = tuple(_root_name(source) for source in node.all_input_nodes)
-    if call.tensors() and all(value.constant for value in call.tensors()):
+    if all(value.constant for value in call.tensors()):
         # Known before any input arrives: the exporter folds it into a weight.
         outputs = tuple(Value(out.shape, out.labels, constant=True) for out in flow.outputs)
         flow = Flow(outputs, "free")

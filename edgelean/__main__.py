@@ -1,0 +1,5 @@
+"""``python -m edgelean``: the command line."""
+
+from edgelean.cli import main
+
+main()
