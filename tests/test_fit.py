@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_events_on_disk_are_the_events(run):
 
 
 def final_weights(folder):
-    return {name: tensor for name, tensor in edgelean.load(folder).state_dict().items()}
+    return edgelean.load(folder).state_dict()
 
 
 def interrupted(folder, step):
@@ -181,9 +182,7 @@ def test_a_cut_without_recovery_is_taken_back_and_the_next_is_smaller(tmp_path):
     report = edgelean.fit(spoiled, out=tmp_path / "run", on_event=lambda e: (events.append(e), watch(e)), **PI)
     rollbacks = [event for event in events if event["event"] == "rollback"]
     assert rollbacks
-    assert all(
-        later["largest_cut"] < earlier["largest_cut"] for earlier, later in zip(rollbacks, rollbacks[1:], strict=False)
-    )
+    assert all(later["largest_cut"] < earlier["largest_cut"] for earlier, later in itertools.pairwise(rollbacks))
     assert report.exit_code == 3
     assert {verdict.outcome for verdict in report.verdicts} == {"not met"}
     assert report.lean.parameters == full
