@@ -21,7 +21,7 @@ from edgelean.bench import Bench, limits_of
 from edgelean.board import Board
 from edgelean.errors import InputError, LawError
 from edgelean.reading import Reading
-from edgelean.shrink import law
+from edgelean.shrink import law, refit
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.scores import Scores
@@ -225,9 +225,13 @@ class ClosedLoop:
         """
         model, axes = self.bench.model, self.bench.anatomy.axes
         channels = replace(plan, states={})
+        whole = law.outputs(model, tensors_of(model), self.bench.probe)
         expected = law.outputs(model, law.masked(model, channels), self.bench.probe)
+        amounts = refit.shifts(model, self.bench.anatomy, channels, self.scores.flows)
         apply(model, channels, self.optimizer)
-        error = law.check(expected, law.outputs(model, tensors_of(model), self.bench.probe))
+        found = law.outputs(model, tensors_of(model), self.bench.probe)
+        error = law.check(expected, found)
+        self._refit(amounts, channels, law.distance(whole, found), whole)
         read = {path: inputs for path in plan.states if (inputs := self.scores.flows[path].inputs) is not None}
         for path, reduction in apply(model, replace(plan, removals=()), self.optimizer, read).items():
             error = max(error, law.check_states(state_layer(model, path), reduction, read[path]))
@@ -235,6 +239,14 @@ class ClosedLoop:
             self.scores.forget(axes[cut.axis], cut.removed)
         self.bench.look()
         return error
+
+    def _refit(self, amounts: Tensors, plan: Plan, distance: float, whole: list[Tensor]) -> None:
+        """Let biases take over the mean of what went, if that brings the outputs nearer to the uncut model's."""
+        model = self.bench.model
+        before = cloned({name: tensors_of(model)[name] for name in amounts})
+        refit.add(model, amounts, plan)
+        if law.distance(whole, law.outputs(model, tensors_of(model), self.bench.probe)) > distance:
+            restore(model, {**tensors_of(model), **before})
 
     def _choices(self) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
         """Return in which order the units of each axis go, and what the allocator may choose from."""

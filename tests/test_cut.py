@@ -15,6 +15,8 @@ from edgelean.shrink import law
 from edgelean.shrink.axes import dissect
 from edgelean.shrink.cut import apply, cloned, restore, tensors_of
 from edgelean.shrink.plan import Plan, Removal, make_plan
+from edgelean.shrink.refit import add, shifts
+from edgelean.shrink.scores import Scores
 
 
 def random_plan(model, example, share=0.4):
@@ -161,3 +163,39 @@ def test_a_truncated_layer_that_computes_something_else_is_refused():
         layer.C_re.mul_(1.1)
     with pytest.raises(LawError, match="differs"):
         law.check_states(layer, reduction, torch.randn(2, 32, 4))
+
+
+def observed(model, anatomy, x):
+    """Collect the means of what every reader reads."""
+    scores = Scores()
+    scores.watch(model, anatomy.axes)
+    scores.active = True
+    model.train()
+    model(x.requires_grad_()).square().mean().backward()
+    scores.release()
+    return scores.flows
+
+
+@pytest.mark.parametrize("name", ["mlp", "plain_cnn", "residual"])
+def test_units_that_never_change_are_removed_without_any_effect(name):
+    """A unit with no variance has no price: its mean goes into the next bias or running mean, and nothing is lost."""
+    model, example = make(name)
+    anatomy = dissect(model, example)
+    axis = {"mlp": "0", "plain_cnn": "4", "residual": "blocks.0.conv1"}[name]
+    plan = make_plan(anatomy, {axis: anatomy.axes[axis].size - 3}, {axis: range(3)}, 0.0)
+    for tensor, dim in ((r.tensor, r.dim) for r in plan.removals):
+        leaf = tensor.rpartition(".")[2]
+        if dim == 0 and leaf == "weight":  # constant output: no weights, some bias
+            tensors_of(model)[tensor].data[:3] = 0
+        if leaf == "bias":
+            tensors_of(model)[tensor].data[:3] = torch.tensor([0.7, 1.3, 2.0])
+    flows = observed(model, anatomy, example[0])
+    whole = law.outputs(model, tensors_of(model), example)
+    amounts = shifts(model, anatomy, plan, flows)
+    apply(model, plan)
+    plain = law.distance(whole, law.outputs(model, tensors_of(model), example))
+    add(model, amounts, plan)
+    refitted = law.distance(whole, law.outputs(model, tensors_of(model), example))
+    # Zero padding: at the border of an image a convolution sees less of the mean than in the middle.
+    assert refitted < (1e-5 if name == "mlp" else 0.5 * plain)
+    assert plain > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -65,11 +65,14 @@ class Anatomy:
         What is left alone.
     structure
         Sizes of operators and tensors as functions of the number of units kept on each axis.
+    norms
+        For each module whose output goes through batch norm, and nowhere else, the module of that norm.
     """
 
     axes: Mapping[str, Axis]
     refused: tuple[Refusal, ...]
     structure: Structure
+    norms: Mapping[str, str]
 
 
 def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
@@ -90,7 +93,21 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     found = trace(model, example)
     axes, refused = _axes(found, model)
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
-    return Anatomy({axis.name: axis for axis, _ in axes}, refused, structure_of(found, roots))
+    return Anatomy({axis.name: axis for axis, _ in axes}, refused, structure_of(found, roots), _norms(found))
+
+
+def _norms(found: Trace) -> dict[str, str]:
+    readers = Counter(name for step in found.steps for name in step.inputs)
+    writers = {step.name: step for step in found.steps if step.flow.kind == "contract"}
+    norms = {}
+    for step in found.steps:
+        writer = writers.get(step.inputs[0]) if step.inputs and "batch_norm" in step.operator else None
+        if writer is not None and readers[writer.name] == 1:
+            owner = {name.rpartition(".")[0] for name in (found.names.get(i, "") for i in writer.inputs) if name}
+            norm = {name.rpartition(".")[0] for name in (found.names.get(i, "") for i in step.inputs) if name}
+            if len(owner) == len(norm) == 1:
+                norms[owner.pop()] = norm.pop()
+    return norms
 
 
 def _axes(found: Trace, model: nn.Module) -> tuple[list[tuple[Axis, list[int]]], tuple[Refusal, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,11 @@ def deviation(expected: list[Tensor], found: list[Tensor]) -> float:
         scale = float(left.abs().max()) or 1.0
         worst = max(worst, float((left - right).abs().max()) / scale)
     return worst
+
+
+def distance(left: list[Tensor], right: list[Tensor]) -> float:
+    """Return the root of the summed squared differences of two lists of outputs."""
+    return math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(left, right, strict=True)))
 
 
 def check(expected: list[Tensor], found: list[Tensor], tolerance: float = TOLERANCE) -> float:

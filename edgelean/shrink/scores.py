@@ -44,12 +44,15 @@ class Flow:
         Running Fisher information of the loss at what it reads or, for a state space layer, writes, ``[features]``.
     inputs
         The last sequences that a state space layer read, ``[batch, time, width]``.
+    space
+        Height and width (or the like) of what a convolution reads.
     """
 
     mean: Tensor | None = None
     square: Tensor | None = None
     fisher: Tensor | None = None
     inputs: Tensor | None = None
+    space: tuple[int, ...] = ()
 
     def variance(self) -> Tensor | None:
         """Return the centred variance of each feature."""
@@ -105,6 +108,7 @@ class Scores:
             if not (self.active and module.training and x.requires_grad):
                 return None
             features = _by_feature(module, x.detach())
+            flow.space = tuple(x.shape[2:])
             flow.blend("mean", features.mean(1))
             flow.blend("square", features.square().mean(1))
             # A view of its own, so that the gradient is what flows through this reader and no other.
@@ -195,9 +199,11 @@ def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
 
 
 def _by_feature(module: nn.Module, x: Tensor) -> Tensor:
-    """Return ``[features, everything else]``."""
+    """Return ``[features, everything else]``; the groups of a grouped convolution share their features."""
     place = -1 if isinstance(module, (nn.Linear, LRU)) else 1
-    return x.movedim(place, 0).flatten(1)
+    features = x.movedim(place, 0).flatten(1)
+    groups = int(getattr(module, "groups", 1))
+    return features if groups == 1 else torch.unflatten(features, 0, (groups, -1)).transpose(0, 1).flatten(1)
 
 
 def _fisher(module: nn.Module, gradient: Tensor) -> Tensor:

@@ -40,12 +40,15 @@ class Trace:
         Every tensor of the graph by its graph name.
     steps
         The operators in order.
+    names
+        For the graph name of a parameter or buffer its name in the model.
     """
 
     labels: Labels
     tensors: Mapping[str, Value]
     values: Mapping[str, Value]
     steps: tuple[Step, ...]
+    names: Mapping[str, str]
 
 
 def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
@@ -85,7 +88,7 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
             if isinstance(part, Value):
                 labels.freeze_all(part, "it is an output of the model")
     flat = {name: value for name, value in values.items() if isinstance(value, Value)}
-    return Trace(labels, tensors, flat, tuple(steps))
+    return Trace(labels, tensors, flat, tuple(steps), names)
 
 
 def _exported(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
