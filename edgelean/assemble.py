@@ -111,7 +111,7 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
     reading, bench = made.delivery.reading, made.loop.bench
     return Side(
         accuracy=evaluate(made.session, made.session.loaders.test),
-        accuracy_note="on the test split",
+        accuracy_note="",
         **_costs(reading),
         parameters=bench.parameters(),
         macs=bench.macs(),
@@ -126,7 +126,7 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
 def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> Side:
     lean_s, lean_kwh, _ = _spent(events, LEAN)
     if made.twin is not None:
-        accuracy, note = made.twin.metric, "on the test split, after the same training"
+        accuracy, note = made.twin.metric, "after the same training"
         spent_s, kwh, _ = _spent(events, FULL_SIZE)
         seconds: float | None = spent_s
         training_note, size = "the same epochs, nothing cut", _artifact_bytes(made.twin.session)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -24,6 +25,9 @@ from edgelean.stopwatch import Stopwatch
 from edgelean.target.latency import verdict as binomial_verdict
 from edgelean.training.trainer import Session, batches, predictions
 from edgelean.verifier import ArtifactCheck, Evidence, verify
+
+PACKAGES = ("torch", "onnx", "onnxruntime")
+"""What made the files of a bundle, besides edgelean."""
 
 NO_ENGINE = EngineNote(False, "", "", "the profile asks for no TensorRT engine", 0.0, 0)
 
@@ -86,7 +90,9 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             onnx = _export(bench, targets, label, Path(scratch))
             engine, engine_files = _engines(targets, onnx, Path(scratch), bench.profile.batch)
         with stopwatch.phase("verifying"):
-            wanted = [target for target in targets if target.format == "onnx"]
+            # An engine is as good as the file that it is built from: that one is verified and shipped in any case.
+            precisions = sorted({target.precision for target in targets}, reverse=True)
+            wanted = [load_target(f"onnx-{precision}") for precision in precisions]
             checks = tuple(verify(onnx[target.precision], target, evidence) for target in wanted)
         reading = bench.read_file(onnx["fp32"])
         verdicts = _verdicts(bench.profile, reading, loop.full_size, loop.limits)
@@ -96,7 +102,7 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             batch=bench.profile.batch,
             checks=[vars(check) for check in checks],
             verdicts=[vars(verdict) for verdict in verdicts],
-            versions={"edgelean": edgelean.__version__},
+            versions={"edgelean": edgelean.__version__, **{name: version(name) for name in PACKAGES}},
             labels=label.classes,
             notes=[engine.text],
         )

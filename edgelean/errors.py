@@ -29,8 +29,6 @@ class MissingError(EdgeleanError, FileNotFoundError):
 class DivergenceError(EdgeleanError, ArithmeticError):
     """The training produced a loss that is not a finite number."""
 
-    exit_code = 1
-
 
 class LawError(EdgeleanError, RuntimeError):
     """A cut model does not compute what the masked model computes: the cut is refused."""

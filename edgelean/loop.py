@@ -294,6 +294,8 @@ class ClosedLoop:
             self.look_again()
         self.progress.controller = control.rolled_back(self.progress.controller, step)
         self.record("rollback", step, largest_cut=self.progress.controller.clamps.largest_cut, **why)
+        if self.progress.controller.given_up:
+            self.record("wait", step, reason="the network recovers from no cut, however small: nothing more is cut")
 
     def look_again(self) -> None:
         """Take apart and read a model whose widths were changed from outside: rolled back, or resumed."""

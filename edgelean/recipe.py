@@ -194,9 +194,9 @@ def _from_file(path: Path) -> Recipe:
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"recipe file {path} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
+    module, loader = importlib.util.module_from_spec(module_spec), module_spec.loader
     sys.modules[name] = module  # data loaders that start processes have to find the classes again
-    call_users(lambda: module_spec.loader.exec_module(module), f"recipe file {path} cannot be imported")  # type: ignore[union-attr]
+    call_users(lambda: loader.exec_module(module), f"recipe file {path} cannot be imported")
     return _picked(module, "recipe", str(path))
 
 

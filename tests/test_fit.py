@@ -155,6 +155,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_run_that_was_killed_while_writing_an_event_goes_on(run, tmp_path):
+    folder = tmp_path / "run"
+    interrupted(folder, 60)
+    with (folder / "events.jsonl").open("a") as file:
+        file.write('{"event": "epoch", "st')
+    report = pipeline.resume(folder)
+    assert [cut.axes for cut in report.cuts] == [cut.axes for cut in run[1].cuts]
+    assert [point.epoch for point in report.epochs_history] == [point.epoch for point in run[1].epochs_history]
+
+
 def test_without_any_whole_checkpoint_the_run_says_so(tmp_path):
     folder = tmp_path / "run"
     interrupted(folder, 25)

@@ -16,7 +16,7 @@ from edgelean.cli.fit import fit
 from edgelean.cli.report import report
 from edgelean.errors import EdgeleanError
 
-FAILED, INTERRUPTED = 2, 130
+FAILED = 2
 
 app = typer.Typer(
     help="Train a PyTorch model and make it smaller while it learns, until it fits its budgets on the hardware.",

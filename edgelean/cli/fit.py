@@ -13,6 +13,9 @@ from edgelean.errors import InputError
 if TYPE_CHECKING:
     from edgelean.report.model import Report
 
+Work = Callable[[Callable[[Mapping[str, Any]], None]], "Report"]
+"""Something that fits and tells its events."""
+
 INTERRUPTED = 130
 
 
@@ -38,40 +41,44 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json and nothing else.")] = False,
 ) -> None:
     """Train a model and make it smaller while it learns, until the budgets of a profile are met."""
+    chosen = _settings(settings or [])
+    if epochs is not None:
+        chosen["epochs"] = str(epochs)
+
+    def work() -> tuple[Path, Work]:
+        from edgelean import job, pipeline
+
+        if resume is not None:
+            return resume, lambda on_event: pipeline.resume(resume, on_event=on_event)
+        asked = job.ask(recipe, profile, latency=latency, energy=energy, target=target, seed=seed, settings=chosen)
+        folder = out or job.new_folder(asked)
+        return folder, lambda on_event: pipeline.run(asked, folder, on_event)
+
+    raise typer.Exit(_shown(work, as_json))
+
+
+def _shown(work: Callable[[], tuple[Path, Work]], as_json: bool) -> int:
+    """Do the work while its events are shown, then print what came of it; return the exit code."""
     from rich.console import Console
 
     from edgelean.cli.display import open_display
     from edgelean.cli.summary import print_summary
+    from edgelean.cli.tables import print_json
 
-    chosen = _settings(settings or [])
-    if epochs is not None:
-        chosen["epochs"] = str(epochs)
     console = Console(quiet=as_json)
-    place: list[Path] = []
-
-    def run(on_event: Callable[[Mapping[str, Any]], None]) -> Report:
-        from edgelean import job, pipeline
-
-        if resume is not None:
-            place.append(resume)
-            return pipeline.resume(resume, on_event=on_event)
-        asked = job.ask(recipe, profile, latency=latency, energy=energy, target=target, seed=seed, settings=chosen)
-        place.append(out or job.new_folder(asked))
-        return pipeline.run(asked, place[0], on_event)
-
+    folder = None
     try:
         with open_display(console) as display:
-            report = run(display.on_event)
+            folder, fit_it = work()
+            report = fit_it(display.on_event)
     except KeyboardInterrupt:
-        _say_goodbye(place)
-        raise typer.Exit(INTERRUPTED) from None
+        _say_goodbye(folder)
+        return INTERRUPTED
     if as_json:
-        from edgelean.cli.tables import print_json
-
         print_json(report.to_json())
     else:
-        print_summary(console, report, place[0])
-    raise typer.Exit(report.exit_code)
+        print_summary(console, report, folder)
+    return report.exit_code
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -84,8 +91,8 @@ def _settings(pairs: list[str]) -> dict[str, str]:
     return settings
 
 
-def _say_goodbye(place: list[Path]) -> None:
-    if place and (place[0] / "checkpoints").is_dir():
-        typer.echo(f"\ninterrupted; go on with: edgelean fit --resume {place[0]}", err=True)
+def _say_goodbye(folder: Path | None) -> None:
+    if folder is not None and (folder / "checkpoints").is_dir():
+        typer.echo(f"\ninterrupted; go on with: edgelean fit --resume {folder}", err=True)
     else:
         typer.echo("\ninterrupted before the training began; nothing was written", err=True)

@@ -49,7 +49,7 @@ def shifts(model: nn.Module, anatomy: Anatomy, plan: Plan, flows: Mapping[str, F
             if flow.mean is None or place is None:
                 continue
             gone = torch.from_numpy(axis.slots[slot][list(cut.removed)].reshape(-1)).to(flow.mean.device)
-            lost = _average_output(module, flow, gone)
+            lost = _average_output(module, flow.mean.index_select(0, gone), gone, flow.space)
             name, sign = place
             amounts[name] = amounts.get(name, torch.zeros_like(lost)) + sign * lost
     return amounts
@@ -74,13 +74,12 @@ def _place(module: nn.Module, path: str, anatomy: Anatomy) -> tuple[str, float] 
     return (f"{path}.bias", 1.0) if module.bias is not None else None
 
 
-def _average_output(module: Any, flow: Flow, gone: Tensor) -> Tensor:
+def _average_output(module: Any, mean: Tensor, gone: Tensor, space: tuple[int, ...]) -> Tensor:
     """Return the mean output, over all positions, that a module makes of the mean of some of its inputs."""
     weight = module.weight.detach().index_select(1, gone)
-    mean = flow.mean.index_select(0, gone)  # type: ignore[union-attr]
     if isinstance(module, nn.Linear):
         return torch.mv(weight, mean)
-    image = mean.reshape(1, -1, *(1 for _ in flow.space)).expand(1, -1, *flow.space)
+    image = mean.reshape(1, -1, *(1 for _ in space)).expand(1, -1, *space)
     convolved = _CONVOLVE[type(module)](image, weight, None, module.stride, module.padding, module.dilation)
     average: Tensor = convolved.flatten(2).mean(2)[0]
     return average

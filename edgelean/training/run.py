@@ -90,8 +90,17 @@ class Run:
         self._on_event(line)
 
     def resume_at(self, step: int) -> None:
-        """Record that the run goes on after a step; what was recorded past it no longer counts."""
-        self._before_s = max((event["time_s"] for event in self.events() if event["step"] <= step), default=0.0)
+        """Record that the run goes on after a step; what was recorded past it no longer counts.
+
+        What had happened until then is shown again.
+        """
+        earlier = [event for event in self.events() if event["step"] <= step]
+        with (self.folder / "events.jsonl").open("a") as file:
+            file.write("\n")  # ends the line that a killed run may have left unfinished
+        self._before_s = max((event["time_s"] for event in earlier), default=0.0)
+        for event in earlier:
+            if event["event"] in ("start", "reading", "cut", "rollback"):
+                self._on_event(event)
         self.record("resume", step)
 
     def events(self) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,12 +117,14 @@ def _loader(source: Source, recipe: Recipe, *, shuffle: bool) -> DataLoader[Any]
         raise InputError(
             f"recipe {recipe.name!r}: data() gave a {type(source).__name__} instead of a Dataset or DataLoader"
         )
-    if len(source) == 0:  # type: ignore[arg-type]
+    sized = cast(Sized, source)
+    if len(sized) == 0:
         raise InputError(f"recipe {recipe.name!r}: one of the data sets is empty")
-    sampler = RandomSampler(source) if shuffle else None  # type: ignore[arg-type]
-    # Evaluation has no gradients to keep, so its batches can be larger.
-    size = min(recipe.batch_size, len(source)) if shuffle else 4 * recipe.batch_size  # type: ignore[arg-type]
-    return DataLoader(source, batch_size=size, sampler=sampler, drop_last=shuffle)
+    if not shuffle:
+        # Evaluation has no gradients to keep, so its batches can be larger.
+        return DataLoader(source, batch_size=4 * recipe.batch_size)
+    size = min(recipe.batch_size, len(sized))
+    return DataLoader(source, batch_size=size, sampler=RandomSampler(sized), drop_last=True)
 
 
 def _try_one_batch(recipe: Recipe, model: nn.Module, loaders: Loaders, device: torch.device) -> None:
