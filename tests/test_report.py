@@ -164,9 +164,9 @@ def test_origin_says_in_words_where_the_figures_come_from(word):
 def test_origin_keeps_different_provenances_apart():
     verdicts = (sample_verdict(provenance=Provenance.MEASURED), sample_verdict("energy", 0.04))
     said = story.origin(sample_report(verdicts=verdicts))
-    assert (
-        said
-        == "Latency is measured: measured on the board. Energy is modelled: board cost model, not measured on a board."
+    assert said == (
+        "Latency is measured: measured on the board. "
+        "Energy is modelled: computed from what is known of the board, not measured."
     )
 
 
