@@ -199,3 +199,21 @@ def test_units_that_never_change_are_removed_without_any_effect(name):
     # Zero padding: at the border of an image a convolution sees less of the mean than in the middle.
     assert refitted < (1e-5 if name == "mlp" else 0.5 * plain)
     assert plain > 0
+
+
+def test_a_model_that_holds_on_to_single_precision_is_checked_in_single_precision():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.second(torch.relu(self.first(x) @ torch.eye(16)))
+
+    model, example = Single(), (torch.randn(4, 6),)
+    plan = Plan((), (Removal("first.weight", 0, (2,)), Removal("first.bias", 0, (2,))), {}, 0.0)
+    found = law.outputs(model, law.masked(model, plan), example)
+    assert found[0].dtype == torch.float32
+    assert law.check(found, [found[0] * (1 + 1e-6)]) > 0
+    with pytest.raises(LawError):
+        law.check(found, [found[0] * 1.01])

@@ -104,10 +104,10 @@ class Scores:
 
     def _read(self, flow: Flow) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            x = arguments[0]
-            if not (self.active and module.training and x.requires_grad):
+            if not (self.active and module.training and arguments and arguments[0].requires_grad):
                 return None
-            features = _by_feature(module, x.detach())
+            x = arguments[0]
+            features = _by_feature(module, x.detach().float())
             flow.space = tuple(x.shape[2:])
             flow.blend("mean", features.mean(1))
             flow.blend("square", features.square().mean(1))
@@ -120,7 +120,7 @@ class Scores:
 
     def _written(self, flow: Flow) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor | None:
-            if not (self.active and module.training and output.requires_grad):
+            if not (self.active and module.training and arguments and output.requires_grad):
                 return None
             flow.inputs = arguments[0].detach()[:SEQUENCES].clone()
             own = output.view_as(output)
@@ -211,4 +211,4 @@ def _fisher(module: nn.Module, gradient: Tensor) -> Tensor:
 
     The loss is a mean over the batch, so one sample's gradient is the batch size times the one seen here.
     """
-    return _by_feature(module, gradient.detach()).square().sum(1) * len(gradient)
+    return _by_feature(module, gradient.detach().float()).square().sum(1) * len(gradient)
