@@ -167,12 +167,9 @@ def _spent(events: Iterable[Mapping[str, Any]], chapter: str) -> tuple[float, fl
 
 
 def _extrapolated(events: Sequence[Mapping[str, Any]], steps: int) -> float | None:
-    """Return how long the training would have taken at the pace that it had before the first cut."""
+    """Return how long the training would have taken at the pace that its steps had before the first cut."""
     first = next((event for event in events if event["event"] == "cut"), None)
-    begun = next(event for event in events if event["event"] == "start")
-    if first is None:
-        return None
-    return float((first["time_s"] - begun["time_s"]) / first["step"] * steps)
+    return None if first is None else float(first["step_s"] * steps)
 
 
 def _twins_history(events: Iterable[Mapping[str, Any]]) -> tuple[EpochPoint, ...]:

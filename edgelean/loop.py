@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -145,10 +147,17 @@ class ClosedLoop:
         state = control.init(bench.profile.control, self.limits, start, around.steps)
         guard = control.Guard(bench.profile.accuracy.cut_tolerance)
         self.progress = Progress(state, self.full_size, guard)
+        self._laps_s: list[float] = []
+        self._returned_s = time.perf_counter()
         self._every = max(1, min(OBSERVE_EVERY, state.pace.spacing // 2))
 
     def after_step(self, step: int) -> None:
         """Do what is due after so many steps of the optimizer."""
+        self._laps_s.append(time.perf_counter() - self._returned_s)
+        self._do_what_is_due(step)
+        self._returned_s = time.perf_counter()
+
+    def _do_what_is_due(self, step: int) -> None:
         with self.around.stopwatch.phase("control"):
             self.scores.active = (step + 1) % self._every == 0
             if self.progress.done or not control.due(step, self.progress.controller):
@@ -202,6 +211,7 @@ class ClosedLoop:
             self._go_back(step, reason=str(refusal), metric_before=metric, metric_now=None)
             return
         self.progress.reading = self._read()
+        step_s, self._laps_s = statistics.median(self._laps_s), []
         self.record(
             "cut",
             step,
@@ -212,6 +222,7 @@ class ClosedLoop:
             metric_before=metric,
             metric_after=self._validated(),
             parameters=self.bench.parameters(),
+            step_s=step_s,
             predicted={"latency_ms": allocation.cost_after["latency"], "energy_mj": allocation.cost_after["energy"]},
             law_error=error,
             plan=plan.to_json(),
