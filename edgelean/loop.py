@@ -189,12 +189,17 @@ class ClosedLoop:
         if demand.fraction > 0:
             self._cut(step, demand, metric)
         elif control.all_met(demand):
-            self.progress.done = not self._uncertain() or step >= self.progress.controller.pace.ends
+            over = any(
+                seen.measured > self.limits[name] for name, seen in self._observed().items() if name in self.limits
+            )
+            self.progress.done = not (self._uncertain() and (over or step < self.progress.controller.pace.ends))
 
     def _demand(self, step: int) -> control.Demand:
-        observed = self.bench.observed(self.progress.reading)
-        demand, self.progress.controller = control.step(observed, step, self.progress.controller)
+        demand, self.progress.controller = control.step(self._observed(), step, self.progress.controller)
         return demand
+
+    def _observed(self) -> dict[str, control.Observed]:
+        return self.bench.observed(self.progress.reading)
 
     def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
         order, choices = self._choices()
