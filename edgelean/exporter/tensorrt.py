@@ -215,7 +215,7 @@ def _tensor(tensor: Any) -> dict[str, Any]:
 def _log(trt: Any) -> Any:
     """Return the logger of this package; TensorRT keeps the first that it ever sees, so there is one per process."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc]  # the package has no types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.lines: list[str] = []

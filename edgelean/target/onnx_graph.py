@@ -96,7 +96,7 @@ def _inferred(model: onnx.ModelProto | Path, batch: int) -> onnx.ModelProto:
 
 def _read(path: Path) -> onnx.ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no types
 
     if not path.is_file():
         raise MissingError(f"{path}: this ONNX file does not exist")

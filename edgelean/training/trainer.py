@@ -209,7 +209,7 @@ def train_step(session: Session, x: Tensor, y: Tensor) -> float:
     """Do one step of the optimizer and the schedule; return the loss."""
     session.optimizer.zero_grad(set_to_none=True)
     loss = session.recipe.loss(session.model(x), y)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has not typed it
     session.optimizer.step()
     session.schedule.step()
     return float(loss.detach())
