@@ -99,7 +99,10 @@ def assemble(made: Materials) -> Report:
         bundle=delivery.bundle,
         notes=_notes(delivery.reading),
         environment=_environment(delivery.reading),
-        refused=tuple((refusal.what, refusal.why) for refusal in made.loop.bench.anatomy.refused),
+        refused=(
+            *((refusal.what, refusal.why) for refusal in made.loop.bench.anatomy.refused),
+            *made.loop.progress.banned.items(),
+        ),
         references=REFERENCES + (BALANCING if states else ()),
         training_energy_method=_spent(events, LEAN)[2],
         commands=("cd bundle", "python run_onnx.py INPUT.npy", "python run_onnx.py INPUT.npy --benchmark"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgelean.board import Board
-from edgelean.control import Observed
+from edgelean.control import UNITS, Observed
 from edgelean.errors import InputError
 from edgelean.exporter.onnx import export_onnx
 from edgelean.profile import Profile
@@ -135,6 +135,35 @@ def limits_of(profile: Profile, full_size: Reading) -> dict[str, float]:
             )
         limits["energy"] = profile.budgets.energy.resolve(full_size.energy.value)
     return limits
+
+
+def refuse_the_unreachable(
+    bench: Bench, floor: int, limits: Mapping[str, float], start: Mapping[str, Observed]
+) -> None:
+    """Compare the budgets with the model at its smallest.
+
+    Parameters
+    ----------
+    floor
+        Units that every axis keeps.
+    start
+        The full-size model, per quantity.
+
+    Raises
+    ------
+    InputError
+        If a budget is below what that would need; says how much it is.
+    """
+    least = bench.cost({name: min(axis.size, floor) for name, axis in bench.anatomy.axes.items()})
+    for name, limit in limits.items():
+        reachable = start[name].measured * least[name] / start[name].cost
+        if limit < reachable:
+            unit = UNITS[name]
+            raise InputError(
+                f"the {name} budget of {limit:.4g} {unit} is below anything that can be reached: the model at its "
+                f"smallest (every axis at {floor} units) needs about {reachable:.4g} {unit}, "
+                f"at full size {start[name].measured:.4g} {unit}"
+            )
 
 
 def _observed(figure: Figure, cost: float) -> Observed:

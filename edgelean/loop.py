@@ -11,7 +11,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from edgelean import control
-from edgelean.bench import Bench, limits_of
+from edgelean.bench import Bench, limits_of, refuse_the_unreachable
 from edgelean.board import Board
-from edgelean.errors import InputError, LawError
+from edgelean.errors import LawError
 from edgelean.reading import Reading
 from edgelean.shrink import law, refit
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
@@ -99,6 +99,8 @@ class Progress:
         Whether every budget is met for good: nothing is left to do until the training ends.
     spectra
         Scores of every axis just before its first cut.
+    banned
+        Axes whose cut broke the law, and how: they are left alone.
     """
 
     controller: control.ControllerState
@@ -111,6 +113,7 @@ class Progress:
     confirmed: bool = False
     done: bool = False
     spectra: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    banned: dict[str, str] = field(default_factory=dict)
 
 
 class ClosedLoop:
@@ -138,12 +141,14 @@ class ClosedLoop:
     def __init__(self, bench: Bench, optimizer: torch.optim.Optimizer, around: Surroundings) -> None:
         self.bench, self.optimizer, self.around = bench, optimizer, around
         self.record: Record = lambda event, step, **fields: None
+        self._width = bench.step_width(around.board)
+        self._floor = max(bench.profile.control.floor, self._width)
         self.scores = Scores()
         self.scores.watch(bench.model, bench.anatomy.axes)
         self.full_size = bench.read()
         self.limits = limits_of(bench.profile, self.full_size)
-        self._refuse_the_unreachable()
         start = bench.observed(self.full_size)
+        refuse_the_unreachable(bench, self._floor, self.limits, start)
         state = control.init(bench.profile.control, self.limits, start, around.steps)
         guard = control.Guard(bench.profile.accuracy.cut_tolerance)
         self.progress = Progress(state, self.full_size, guard)
@@ -213,7 +218,8 @@ class ClosedLoop:
         try:
             error = self._apply(plan)
         except LawError as refusal:
-            self._go_back(step, reason=str(refusal), metric_before=metric, metric_now=None)
+            self._restore()
+            self._ban(plan, order, refusal, step)
             return
         self.progress.reading = self._read()
         step_s, self._laps_s = statistics.median(self._laps_s), []
@@ -266,15 +272,15 @@ class ClosedLoop:
 
     def _choices(self) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
         """Return in which order the units of each axis go, and what the allocator may choose from."""
-        settings, width = self.bench.profile.control, self.bench.step_width(self.around.board)
+        most = self.bench.profile.control.largest_axis_cut
         order, choices = {}, []
         for name, axis in self.bench.anatomy.axes.items():
             priced = self.scores.removal_prices(axis, self.bench.model)
-            floor = max(settings.floor, width, math.ceil((1 - settings.largest_axis_cut) * axis.size))
-            if priced is None or axis.size <= floor:
+            floor = max(self._floor, math.ceil((1 - most) * axis.size))
+            if priced is None or axis.size <= floor or name in self.progress.banned:
                 continue
             order[name], prices = priced
-            choices.append(control.Choice(name, axis.size, width, floor, prices))
+            choices.append(control.Choice(name, axis.size, self._width, floor, prices))
         return order, choices
 
     # -- taking a cut back ---------------------------------------------------------------------------------------------
@@ -300,7 +306,7 @@ class ClosedLoop:
         optimizer = copy.deepcopy(self.optimizer.state_dict()["state"])
         return Pending(cloned(tensors_of(self.bench.model)), optimizer, moments)
 
-    def _go_back(self, step: int, **why: Any) -> None:
+    def _restore(self) -> None:
         pending, self.progress.pending, self.progress.doubts = self.progress.pending, None, 0
         if pending is not None:
             restore(self.bench.model, pending.tensors)
@@ -308,6 +314,27 @@ class ClosedLoop:
             self.optimizer.load_state_dict({"state": pending.optimizer, "param_groups": groups})
             self.scores.put_back(pending.moments)
             self.look_again()
+
+    def _ban(self, plan: Plan, order: Mapping[str, Sequence[int]], refusal: LawError, step: int) -> None:
+        """Leave alone, from now on, the axes of a refused plan that break the law each on their own; else all of it."""
+        model, guilty = self.bench.model, []
+        whole = cloned(tensors_of(model))
+        for cut in plan.cuts:
+            alone = make_plan(self.bench.anatomy, {cut.axis: cut.after}, order, 0.0)
+            expected = law.outputs(model, law.masked(model, alone), self.bench.probe)
+            try:
+                apply(model, replace(alone, states={}))
+                law.check(expected, law.outputs(model, tensors_of(model), self.bench.probe))
+            except LawError:
+                guilty.append(cut.axis)
+            restore(model, whole)
+        for axis in guilty or [cut.axis for cut in plan.cuts]:
+            self.progress.banned[axis] = str(refusal)
+            self.record("wait", step, reason=f"{axis} is left alone: {refusal}")
+        self.progress.controller = control.postponed(self.progress.controller, step)
+
+    def _go_back(self, step: int, **why: Any) -> None:
+        self._restore()
         self.progress.controller = control.rolled_back(self.progress.controller, step)
         self.record("rollback", step, largest_cut=self.progress.controller.clamps.largest_cut, **why)
         if self.progress.controller.given_up:
@@ -366,20 +393,3 @@ class ClosedLoop:
         for choice in choices:
             axis = self.bench.anatomy.axes[choice.axis]
             self.progress.spectra.setdefault(choice.axis, self.scores.spectrum(axis, self.bench.model))
-
-    def _refuse_the_unreachable(self) -> None:
-        """Compare the budgets with the model at its smallest, before any training."""
-        width = self.bench.step_width(self.around.board)
-        floor = max(self.bench.profile.control.floor, width)
-        smallest = {name: min(axis.size, floor) for name, axis in self.bench.anatomy.axes.items()}
-        least, full = self.bench.cost(smallest), self.bench.cost({})
-        start = self.bench.observed(self.full_size)
-        for name, limit in self.limits.items():
-            reachable = start[name].measured * least[name] / full[name]
-            if limit < reachable:
-                unit = control.UNITS[name]
-                raise InputError(
-                    f"the {name} budget of {limit:.4g} {unit} is below anything that can be reached: the model at its "
-                    f"smallest (every axis at {floor} units) needs about {reachable:.4g} {unit}, "
-                    f"at full size {start[name].measured:.4g} {unit}"
-                )

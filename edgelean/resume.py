@@ -60,6 +60,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
         "doubts": progress.doubts,
         "best": progress.guard.best,
         "spectra": progress.spectra,
+        "banned": progress.banned,
         "active": loop.scores.active,
         "pending": None,
     }
@@ -79,6 +80,7 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop) -> None:
     progress.confirmed, progress.doubts = values["confirmed"], values["doubts"]
     progress.guard = replace(progress.guard, best=values["best"])
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}
+    progress.banned = dict(values["banned"])
     loop.scores.active, progress.done = values["active"], values["done"]
     loop.scores.put_back(_nested(checkpoint.part("flow/")))
     loop.look_again()

@@ -198,6 +198,29 @@ def test_a_cut_without_recovery_is_taken_back_and_the_next_is_smaller(tmp_path):
     assert report.lean.parameters == full
 
 
+class Stubborn(torch.nn.Module):
+    """One width is written into the code: it cannot shrink. The others can."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(1, 32, 3, padding=1), torch.nn.Conv2d(32, 32, 3, padding=1)
+        self.third, self.head = torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.second(torch.relu(self.first(x)).reshape(-1, 32, 8, 8)))
+        return self.head(torch.relu(self.third(x)).mean((2, 3)))
+
+
+def test_an_axis_that_breaks_the_law_is_left_alone_and_the_others_do_the_work(tmp_path):
+    recipe = edgelean.Recipe(**{**vars(load_recipe(TINY)), "model": Stubborn})
+    report = edgelean.fit(recipe, "raspberry-pi-5", latency="70%", energy="70%", out=tmp_path / "run")
+    widths = {layer.name: layer.after for layer in report.layers}
+    assert widths["first"] == 32
+    assert widths["second"] < 32
+    assert "does not run" in dict(report.refused)["first"]
+    assert report.exit_code == 0
+
+
 def test_a_budget_below_reach_is_refused_before_training_with_the_minimum(tmp_path):
     with pytest.raises(InputError, match=r"below anything that can be reached.*needs about [\d.]+ ms"):
         fit(tmp_path / "run", latency="1us")

@@ -39,6 +39,11 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
     -------
     list
         Every output tensor: in float64, or in the model's own precision where it holds on to that.
+
+    Raises
+    ------
+    LawError
+        If the model does not run with these contents.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -47,8 +52,10 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
             try:
                 doubled = {name: _double(tensor) for name, tensor in tensors.items()}
                 return _leaves(functional_call(model, doubled, tuple(_double(x) for x in probe)))
-            except RuntimeError:  # the model makes tensors of a precision of its own
+            except RuntimeError:  # the model may make tensors of a precision of its own
                 return _leaves(functional_call(model, dict(tensors), probe))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise LawError(f"the cut model does not run: {str(error).strip().splitlines()[0]}") from None
     finally:
         for module, training in modes.items():
             module.training = training
