@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgelean.bench import Bench
 from edgelean.board import load_board
-from edgelean.delivery import Delivery, Label, deliver
+from edgelean.delivery import Delivery, Label, deliver, evidence
 from edgelean.errors import InputError
 from edgelean.loop import ClosedLoop, Surroundings
 from edgelean.profile import Profile, load_profile
 from edgelean.stopwatch import Stopwatch
 from edgelean.target import open_target
 from edgelean.training.run import OnEvent
-from edgelean.verifier import Evidence
 
 
 class Attached:
@@ -72,17 +70,11 @@ class Attached:
             The verdict per budget, and what the verifier found per exported file.
         """
         self._loop.close()
-        size = self._loop.bench.profile.batch
-        outputs = _outputs(self._loop.bench.model, torch.split(inputs, size))
-        evidence = Evidence(
-            batches=[(part.cpu().numpy(),) for part in torch.split(inputs, size)],
-            outputs=outputs,
-            targets=targets.cpu().numpy(),
-            metric=lambda found, wanted: float(metric(torch.from_numpy(found), torch.from_numpy(wanted))),
-            metric_name=getattr(metric, "__name__", "metric"),
-        )
-        profile = self._loop.bench.profile
-        return deliver(self._loop, evidence, Label(f"{name} for {profile.name}", ()), Path(out), self._stopwatch)
+        bench = self._loop.bench
+        size = bench.profile.batch
+        pairs = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
+        found = evidence(bench.model, pairs, metric, getattr(metric, "__name__", "metric"))
+        return deliver(self._loop, found, Label(f"{name} for {bench.profile.name}", ()), Path(out), self._stopwatch)
 
     def _record(self, event: str, step: int, **fields: Any) -> None:
         told = {"event": event, "step": step, **fields}
@@ -141,12 +133,3 @@ def attach(
     bench = Bench(model, example, wanted, open_target(target, wanted, board), stopwatch)
     loop = ClosedLoop(bench, optimizer, Surroundings(board, steps, validate, stopwatch))
     return Attached(loop, stopwatch, on_event)
-
-
-def _outputs(model: nn.Module, parts: Iterable[Tensor]) -> np.ndarray[Any, np.dtype[Any]]:
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        outputs = torch.cat([model(part).cpu() for part in parts])
-    model.train(training)
-    return outputs.numpy()

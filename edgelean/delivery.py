@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 import edgelean
 from edgelean.bench import Bench
@@ -20,10 +21,11 @@ from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
+from edgelean.recipe import Metric
 from edgelean.report.model import BundleFile, Outcome, Verdict
 from edgelean.stopwatch import Stopwatch
 from edgelean.target.latency import verdict as binomial_verdict
-from edgelean.training.trainer import Session, batches, predictions
+from edgelean.training.trainer import Session, batches
 from edgelean.verifier import ArtifactCheck, Evidence, verify
 
 PACKAGES = ("torch", "onnx", "onnxruntime")
@@ -61,15 +63,31 @@ class Label:
 
 def evidence_of(session: Session) -> Evidence:
     """Return what a trained model says about the whole test split."""
-    loader, device, name = session.loaders.test, session.device, session.recipe.name
-    outputs, targets = predictions(session.model, loader, device, name)
-    metric = session.recipe.metric_function()
+    recipe = session.recipe
+    pairs = batches(session.loaders.test, session.device, recipe.name)
+    return evidence(session.model, pairs, recipe.metric_function(), recipe.metric_name())
+
+
+def evidence(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], metric: Metric, metric_name: str) -> Evidence:
+    """Return what a trained model says about ``(input, target)`` batches, which are gone through once.
+
+    Once, because a loader may come in another order, or with other augmentations, the second time.
+    """
+    inputs, outputs, targets = [], [], []
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for x, y in pairs:
+            inputs.append((x.cpu().numpy(),))
+            outputs.append(model(x).cpu())
+            targets.append(y.cpu())
+    model.train(training)
     return Evidence(
-        batches=[(x.cpu().numpy(),) for x, _ in batches(loader, device, name)],
-        outputs=outputs.numpy(),
-        targets=targets.numpy(),
+        batches=inputs,
+        outputs=torch.cat(outputs).numpy(),
+        targets=torch.cat(targets).numpy(),
         metric=lambda found, wanted: float(metric(torch.from_numpy(found), torch.from_numpy(wanted))),
-        metric_name=session.recipe.metric_name(),
+        metric_name=metric_name,
     )
 
 

@@ -102,7 +102,7 @@ def test_a_board_of_ones_own_needs_no_more_than_a_title_and_a_kind(tmp_path):
 
 def test_a_board_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
-        load_board("rtx-4090").title = "other"  # type: ignore[misc]
+        load_board("rtx-4090").title = "other"  # type: ignore[misc]  # the point of the test
 
 
 def test_a_board_survives_json():

@@ -179,7 +179,7 @@ def test_a_batch_below_one_is_refused():
 
 
 def chain(*kinds: str) -> list[Node]:
-    return [Node(str(i), kind, (f"t{i}",), f"t{i + 1}") for i, kind in enumerate(kinds)]  # type: ignore[arg-type]
+    return [Node(str(i), kind, (f"t{i}",), f"t{i + 1}") for i, kind in enumerate(kinds)]  # type: ignore[arg-type]  # any str
 
 
 def test_a_convolution_takes_in_normalisation_activation_and_residual_addition():

@@ -14,6 +14,7 @@ import torch
 
 import edgelean
 from edgelean import pipeline
+from edgelean.delivery import evidence
 from edgelean.errors import DivergenceError, InputError, MissingError
 from edgelean.exporter.bundle import check_bundle
 from edgelean.recipe import load_recipe
@@ -196,6 +197,18 @@ def test_a_cut_without_recovery_is_taken_back_and_the_next_is_smaller(tmp_path):
     assert report.exit_code == 3
     assert {verdict.outcome for verdict in report.verdicts} == {"not met"}
     assert report.lean.parameters == full
+
+
+def test_a_test_loader_that_shuffles_is_verified_all_the_same():
+    session = prepare(load_recipe(TINY), 0, torch.device("cpu"))
+    data = session.loaders.test.dataset
+    shuffled = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+    found = evidence(session.model, shuffled, load_recipe(TINY).metric_function(), "accuracy")
+    session.model.eval()
+    with torch.no_grad():
+        again = torch.cat([session.model(torch.from_numpy(x)) for (x,) in found.batches])
+    assert np.allclose(again.numpy(), found.outputs, atol=1e-6)
+    assert len(found.outputs) == len(found.targets) == len(data)
 
 
 class Stubborn(torch.nn.Module):

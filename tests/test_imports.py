@@ -37,4 +37,4 @@ def test_every_public_name_can_be_had(name):
 
 def test_a_name_that_is_not_public_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'prune'"):
-        edgelean.prune  # noqa: B018
+        edgelean.prune  # noqa: B018 (asking for it is the test)

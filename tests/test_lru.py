@@ -9,6 +9,7 @@ from torch import nn
 from edgelean.errors import InputError
 from edgelean.nn import LRU, DiagonalSystem, LRUBlock
 from edgelean.shrink.balance import truncate
+from edgelean.shrink.cut import restore, tensors_of
 
 
 def by_definition(layer, inputs):
@@ -153,13 +154,12 @@ def test_training_goes_on_through_a_truncation_with_a_graph_still_alive():
     assert loss.grad_fn is not None
 
 
-def test_a_resized_layer_takes_the_state_dict_of_a_truncated_one():
+def test_a_restored_layer_takes_the_tensors_of_a_truncated_one():
     small = LRU(3, 12)
     small.load_system(truncate(small.system(), 5).system)
     resumed = LRU(3, 12)
     parameters = list(resumed.parameters())
-    resumed.resize(5)
-    resumed.load_state_dict(small.state_dict())
+    restore(resumed, tensors_of(small))
     inputs = torch.randn(1, 20, 3)
     assert torch.equal(resumed(inputs), small(inputs))
     assert resumed.states == 5
@@ -184,11 +184,6 @@ def test_a_system_of_another_width_is_refused():
 def test_impossible_sizes_and_poles_are_refused(arguments):
     with pytest.raises(InputError, match="an LRU needs"):
         LRU(**arguments)
-
-
-def test_resizing_to_no_states_is_refused():
-    with pytest.raises(InputError, match="at least 1 state"):
-        LRU(2, 3).resize(0)
 
 
 def traced(module, inputs):

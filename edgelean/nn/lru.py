@@ -146,18 +146,6 @@ class LRU(nn.Module):
             _replace(getattr(self, name), value)
         self.states = system.states
 
-    def resize(self, states: int) -> None:
-        """Give the parameters the shapes of ``states`` states, filled with zeros: a state dict is to be loaded next."""
-        if states < 1:
-            raise InputError(f"an LRU needs at least 1 state, asked for {states}")
-        for name in ("nu_log", "theta_log", "gamma_log"):
-            _replace(getattr(self, name), torch.zeros(states))
-        for name in ("B_re", "B_im"):
-            _replace(getattr(self, name), torch.zeros(states, self.width))
-        for name in ("C_re", "C_im"):
-            _replace(getattr(self, name), torch.zeros(self.width, states))
-        self.states = states
-
     def _powers(self, exponents: Tensor) -> State:
         """Return real and imaginary part of ``lam ** exponents``; the states are the last dimension."""
         steps = exponents[..., None]

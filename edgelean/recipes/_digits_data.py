@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TRAIN, VALIDATION, TEST = 1000, 297, 500
+VALIDATION, TEST = 297, 500
 
 
 def digits_split() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

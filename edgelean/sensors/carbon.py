@@ -52,10 +52,6 @@ class TrainingCost:
         """The whole energy in kWh; None where nothing is known."""
         return sum(part.kwh for part in self.parts.values()) if self.parts else None
 
-    def co2_g(self, carbon_g_per_kwh: float) -> float | None:
-        """Return the grams of CO2 at a carbon intensity in g/kWh; None where the energy is not known."""
-        return None if self.kwh is None else self.kwh * carbon_g_per_kwh
-
 
 class TrainingEnergy:
     """Watches the energy of the whole machine from :meth:`start` to :meth:`stop`.

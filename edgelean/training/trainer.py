@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from edgelean.errors import DivergenceError, InputError
 from edgelean.recipe import Data, Recipe, Source, call_users
+
+LOOK_BATCHES = 200
+"""So many batches of each split are searched for NaN before the training."""
 
 WARM_UP = 0.05
 """Share of the steps over which the learning rate rises to its full value."""
@@ -73,6 +77,7 @@ def prepare(recipe: Recipe, seed: int, device: torch.device) -> Session:
         )
     loaders = _loaders(recipe)
     model.to(device)
+    _refuse_holes(recipe, loaders, device)
     _try_one_batch(recipe, model, loaders, device)
     make = recipe.optimizer or (
         lambda parameters: torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -127,14 +132,17 @@ def _loader(source: Source, recipe: Recipe, *, shuffle: bool) -> DataLoader[Any]
     return DataLoader(source, batch_size=size, sampler=RandomSampler(sized), drop_last=True)
 
 
-def _try_one_batch(recipe: Recipe, model: nn.Module, loaders: Loaders, device: torch.device) -> None:
+def _refuse_holes(recipe: Recipe, loaders: Loaders, device: torch.device) -> None:
+    """Look for NaN in the beginning of each split; a hole that comes later shows in the loss."""
     for name in ("train", "validation", "test"):
-        for x, y in batches(getattr(loaders, name), device, recipe.name):
+        for x, y in islice(batches(getattr(loaders, name), device, recipe.name), LOOK_BATCHES):
             for part in (x, y):
                 if part.is_floating_point() and not torch.isfinite(part).all():
-                    raise InputError(
-                        f"recipe {recipe.name!r}: the {name} data holds NaN or infinite values: clean it first"
-                    )
+                    problem = f"the {name} data holds NaN or infinite values: clean it first"
+                    raise InputError(f"recipe {recipe.name!r}: {problem}")
+
+
+def _try_one_batch(recipe: Recipe, model: nn.Module, loaders: Loaders, device: torch.device) -> None:
     model.eval()  # batch statistics of this trial must not stay in the model
     with torch.no_grad():
         x, y = next(batches(loaders.train, device, recipe.name))
