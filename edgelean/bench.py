@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgelean.board import Board
+from edgelean.board import Board, Precision
 from edgelean.control import UNITS, Observed
 from edgelean.errors import InputError
+from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import export_onnx
 from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
@@ -82,21 +83,32 @@ class Bench:
         """Read the present model on the target."""
         with self._stopwatch.phase("measuring"), tempfile.TemporaryDirectory() as folder:
             operators = self.anatomy.structure.operators({})
-            return self.target.read(Candidate(lambda: self._exported(folder), operators, self._feeds))
+            return self.target.read(
+                Candidate(lambda precision: self._exported(folder, precision), operators, self._feeds)
+            )
 
     def read_artifact(self) -> Reading:
         """Read the present model on the target as the file that would be shipped."""
         with self._stopwatch.phase("measuring"), tempfile.TemporaryDirectory() as folder:
-            return self.read_file(self._exported(folder))
+            operators = operators_of(self._exported(folder, "fp32"), self.profile.batch)
+            return self.target.read(
+                Candidate(lambda precision: self._exported(folder, precision), operators, self._feeds)
+            )
 
-    def read_file(self, onnx: Path) -> Reading:
-        """Read an exported file of the present model on the target."""
+    def read_files(self, onnx: Mapping[Precision, Path]) -> Reading:
+        """Read the exported files of the present model, one a precision, on the target."""
         with self._stopwatch.phase("measuring"):
-            operators = operators_of(onnx, self.profile.batch)
-            return self.target.read(Candidate(lambda: onnx, operators, self._feeds))
+            operators = operators_of(onnx["fp32"], self.profile.batch)
+            return self.target.read(Candidate(lambda precision: onnx[precision], operators, self._feeds))
 
-    def _exported(self, folder: str) -> Path:
-        return export_onnx(self.model, self.batch, Path(folder) / "candidate.onnx", metadata={})
+    def _exported(self, folder: str, precision: Precision) -> Path:
+        """Write the present model as an ONNX file in a precision."""
+        path = export_onnx(self.model, self.batch, Path(folder) / "candidate.onnx", metadata={})
+        if precision == "fp32":
+            return path
+        half = Path(folder) / "candidate.fp16.onnx"
+        to_fp16(path, half)
+        return half
 
     def _feeds(self) -> Feeds:
         names = ["input", *(f"input_{i}" for i in range(1, len(self.batch)))]

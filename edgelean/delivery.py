@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import edgelean
 from edgelean.bench import Bench
+from edgelean.board import Precision
 from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
 from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import export_onnx
@@ -112,7 +113,7 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             precisions = sorted({target.precision for target in targets}, reverse=True)
             wanted = [load_target(f"onnx-{precision}") for precision in precisions]
             checks = tuple(verify(onnx[target.precision], target, evidence) for target in wanted)
-        reading = bench.read_file(onnx["fp32"])
+        reading = bench.read_files(onnx)
         verdicts = _verdicts(bench.profile, reading, loop.full_size, loop.limits)
         shipped = [onnx[target.precision] for target in wanted]
         facts = BundleFacts(
@@ -130,20 +131,22 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
     return Delivery(reading, verdicts, checks, engine, bundle)
 
 
-def _export(bench: Bench, targets: Sequence[ExportTarget], label: Label, scratch: Path) -> dict[str, Path]:
-    """Write an ONNX file per precision that a target needs; FP32 always, the others are made from it."""
+def _export(bench: Bench, targets: Sequence[ExportTarget], label: Label, scratch: Path) -> dict[Precision, Path]:
+    """Write an ONNX file per precision that a target or the board needs; FP32 always, the others are made from it."""
     metadata = {"edgelean.version": edgelean.__version__, "edgelean.title": label.title}
     if label.classes:
         metadata["edgelean.labels"] = ",".join(label.classes)
-    onnx = {"fp32": export_onnx(bench.model, bench.batch, scratch / "model.onnx", metadata=metadata)}
-    if any(target.precision == "fp16" for target in targets):
+    onnx: dict[Precision, Path] = {
+        "fp32": export_onnx(bench.model, bench.batch, scratch / "model.onnx", metadata=metadata)
+    }
+    if "fp16" in {bench.profile.precision, *(target.precision for target in targets)}:
         onnx["fp16"] = scratch / "model.fp16.onnx"
         to_fp16(onnx["fp32"], onnx["fp16"])
     return onnx
 
 
 def _engines(
-    targets: Sequence[ExportTarget], onnx: Mapping[str, Path], scratch: Path, batch: int
+    targets: Sequence[ExportTarget], onnx: Mapping[Precision, Path], scratch: Path, batch: int
 ) -> tuple[EngineNote, list[Path]]:
     files: list[Path] = []
     notes = []
@@ -180,7 +183,7 @@ def _verdicts(
                 low=figure.low,
                 high=figure.high,
                 full_size=before.value if before else None,
-                outcome=_outcome(figure, limit, reading if quantity == "latency" else None),
+                outcome=_outcome(figure, limit, reading, quantity),
                 margin=1 - figure.value / limit,
                 provenance=figure.provenance,
                 method=figure.method,
@@ -190,10 +193,12 @@ def _verdicts(
     return tuple(verdicts)
 
 
-def _outcome(figure: Figure, limit: float, timed: Reading | None) -> Outcome:
+def _outcome(figure: Figure, limit: float, reading: Reading, quantity: str) -> Outcome:
     """Judge a figure: by the binomial rule where there are single latencies, else by its interval."""
-    if timed is not None and timed.samples_ms:
-        return binomial_verdict(timed.samples_ms, limit, timed.percentile)
+    if reading.noise:
+        return "undecided"
+    if quantity == "latency" and reading.samples_ms:
+        return binomial_verdict(reading.samples_ms, limit, reading.percentile)
     if figure.high <= limit:
         return "met"
     return "not met" if figure.low > limit else "undecided"

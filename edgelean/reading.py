@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+COMPARED = ("processor", "gpu", "runtime", "threads", "precision", "power mode")
+"""Conditions that make two readings incomparable where they differ."""
+
 
 class Provenance(StrEnum):
     """How a figure came about; every figure that a person sees carries one."""
@@ -50,24 +53,44 @@ class Reading:
     latency
         The asked percentile of the time of one batch, in ms.
     energy
-        Energy of one inference (one sample of the batch), in mJ; None where nothing can tell it.
+        Energy of one inference (one sample of the batch), in mJ, gross: whatever the sensor saw while the model ran
+        back to back. None where nothing can tell it.
+    energy_net
+        The same less the idle power times the time; None where the idle power was not measured.
     batch, percentile
         What the latency is about: samples per call, and the percentile (50 for the median).
     samples_ms
         The single latencies behind a measured percentile, in ms.
     conditions
-        Clocks, temperature, power mode, load: whatever has to be equal for two readings to be compared.
+        Clocks, temperature, power mode, load: under what the figures hold. Those in :data:`COMPARED` have to be equal
+        for two readings to be compared.
+    noise
+        Why the machine was too noisy for the figures to be trusted, and what to do; empty where it was quiet.
     """
 
     latency: Figure
     energy: Figure | None
     batch: int
     percentile: float
+    energy_net: Figure | None = None
     samples_ms: tuple[float, ...] = ()
     conditions: Mapping[str, str] = field(default_factory=dict)
+    noise: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the reading as plain JSON types; the single samples are left out."""
         plain = asdict(self)
         del plain["samples_ms"]
         return plain | {"samples": len(self.samples_ms)}
+
+
+def incomparable(first: Reading, second: Reading) -> str:
+    """Return why two readings cannot be compared, such as two power modes; empty where they can.
+
+    A condition that only one of them has says nothing.
+    """
+    for key in COMPARED:
+        before, now = first.conditions.get(key), second.conditions.get(key)
+        if before is not None and now is not None and before != now:
+            return f"the {key} was {before} and is now {now}"
+    return ""

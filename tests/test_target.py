@@ -56,7 +56,7 @@ def mlp(tmp_path_factory):
 
 @pytest.fixture
 def candidate(mlp):
-    return Candidate(lambda: mlp, OPERATORS, lambda: {"x": np.zeros((BATCH, 32), np.float32)})
+    return Candidate(lambda _: mlp, OPERATORS, lambda: {"x": np.zeros((BATCH, 32), np.float32)})
 
 
 def never():
@@ -208,9 +208,9 @@ def test_model_that_does_not_load_or_run_is_a_device_error_with_its_file(machine
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no protobuf")
     with pytest.raises(DeviceError, match=r"broken\.onnx"):
-        target.read(Candidate(lambda: broken, OPERATORS, candidate.sample))
+        target.read(Candidate(lambda _: broken, OPERATORS, candidate.sample))
     with pytest.raises(DeviceError, match=r"mlp\.onnx"):
-        target.read(Candidate(lambda: mlp, OPERATORS, lambda: {"x": np.zeros((BATCH, 5), np.float32)}))
+        target.read(Candidate(lambda _: mlp, OPERATORS, lambda: {"x": np.zeros((BATCH, 5), np.float32)}))
 
 
 def test_targets_are_opened_by_name_and_by_the_board(machine):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edgelean.board import Precision
 from edgelean.board.cost import Cost, Operator
 from edgelean.reading import Provenance, Reading
 
@@ -23,14 +24,14 @@ class Candidate:
     Attributes
     ----------
     onnx
-        Writes the FP32 ONNX file and returns its path; called only by a target that runs the model.
+        Writes the ONNX file in a precision and returns its path; called only by a target that runs the model.
     operators
         Its fused operators for one batch.
     sample
         Returns the feeds of one batch.
     """
 
-    onnx: Callable[[], Path]
+    onnx: Callable[[Precision], Path]
     operators: tuple[Operator, ...]
     sample: Callable[[], Feeds]
 
@@ -50,6 +51,10 @@ class Target(Protocol):
 
     def read(self, candidate: Candidate) -> Reading:
         """Return latency and energy of a candidate that exists."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the target holds: connections, files on a board."""
         ...
 
     def predict(self, operators: Iterable[Operator]) -> Cost:

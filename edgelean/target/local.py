@@ -59,6 +59,9 @@ class LocalTarget:
         """Measured where the board is this machine, else transferred."""
         return Provenance.MEASURED if self.board.name == self.machine.name else Provenance.TRANSFERRED
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def predict(self, operators: Iterable[Operator]) -> Cost:
         """Return the predicted cost on the board, not on this machine."""
         return predict(operators, self.board, self.precision, self.batch)
@@ -124,7 +127,7 @@ class LocalTarget:
 
 def _runnable(candidate: Candidate) -> Work:
     """Return a call that runs one batch of the candidate, tried once."""
-    path = candidate.onnx()
+    path = candidate.onnx("fp32")
     session: Any = open_session(path)
     feeds = dict(candidate.sample())
 

@@ -41,6 +41,9 @@ class ModelledTarget:
             conditions={"precision": self.precision},
         )
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def predict(self, operators: Iterable[Operator]) -> Cost:
         """Return the predicted cost on the board."""
         return predict(operators, self.board, self.precision, self.batch)
