@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgelean.attachment import attach
     from edgelean.board import Board
     from edgelean.errors import EdgeleanError
+    from edgelean.measuring import measure
     from edgelean.pipeline import fit, load
     from edgelean.profile import Budget, Profile
     from edgelean.reading import Reading
@@ -30,6 +31,7 @@ __all__ = [
     "attach",
     "fit",
     "load",
+    "measure",
 ]
 
 _HOMES = {
@@ -44,6 +46,7 @@ _HOMES = {
     "attach": "attachment",
     "fit": "pipeline",
     "load": "pipeline",
+    "measure": "measuring",
 }
 
 

@@ -16,8 +16,9 @@ from edgelean.delivery import Delivery
 from edgelean.exporter.onnx import export_onnx
 from edgelean.job import Job
 from edgelean.loop import ClosedLoop
+from edgelean.profile import Profile
 from edgelean.reading import Reading
-from edgelean.report.history import from_events
+from edgelean.report.history import Spent, extrapolated, from_events, spent_on
 from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
 from edgelean.stopwatch import Stopwatch
 from edgelean.training.run import Run
@@ -104,13 +105,14 @@ def assemble(made: Materials) -> Report:
             *made.loop.progress.banned.items(),
         ),
         references=REFERENCES + (BALANCING if states else ()),
-        training_energy_method=_spent(events, LEAN)[2],
+        training_energy_method=spent_on(events, LEAN).method,
+        electricity=job.profile.electricity.words,
         commands=("cd bundle", "python run_onnx.py INPUT.npy", "python run_onnx.py INPUT.npy --benchmark"),
     )
 
 
 def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
-    seconds, kwh, _ = _spent(events, LEAN)
+    spent = spent_on(events, LEAN)
     reading, bench = made.delivery.reading, made.loop.bench
     return Side(
         accuracy=evaluate(made.session, made.session.loaders.test),
@@ -119,25 +121,21 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
         parameters=bench.parameters(),
         macs=bench.macs(),
         artifact_bytes=next((f.bytes for f in made.delivery.bundle if f.name == "model.onnx"), None),
-        training_s=seconds,
+        training_s=spent.seconds,
         training_note="cuts and readings included",
-        training_kwh=kwh,
-        training_co2_g=None if kwh is None else kwh * made.job.profile.carbon_g_per_kwh,
+        **_energies(spent, made.job.profile),
     )
 
 
 def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> Side:
-    lean_s, lean_kwh, _ = _spent(events, LEAN)
     if made.twin is not None:
-        accuracy, note = made.twin.metric, "after the same training"
-        spent_s, kwh, _ = _spent(events, FULL_SIZE)
-        seconds: float | None = spent_s
-        training_note, size = "the same epochs, nothing cut", _artifact_bytes(made.twin.session)
+        accuracy, note, size = made.twin.metric, "after the same training", _artifact_bytes(made.twin.session)
+        spent: Spent | None = spent_on(events, FULL_SIZE)
+        training_note = "the same epochs, nothing cut"
     else:
         accuracy, note, size = None, "not trained: --set compare=true trains it as well", None
-        seconds = _extrapolated(events, made.session.steps)
-        kwh = None if lean_kwh is None or seconds is None or lean_s == 0 else lean_kwh * seconds / lean_s
-        training_note = "estimated from the steps before the first cut" if seconds is not None else "not known"
+        spent = extrapolated(events, LEAN, made.session.steps)
+        training_note = "estimated from the steps before the first cut" if spent is not None else "not known"
     return Side(
         accuracy=accuracy,
         accuracy_note=note,
@@ -145,10 +143,9 @@ def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapp
         parameters=start["parameters"],
         macs=start["macs"],
         artifact_bytes=size,
-        training_s=seconds,
+        training_s=None if spent is None else spent.seconds,
         training_note=training_note,
-        training_kwh=kwh,
-        training_co2_g=None if kwh is None else kwh * made.job.profile.carbon_g_per_kwh,
+        **_energies(spent, made.job.profile),
     )
 
 
@@ -161,18 +158,13 @@ def _costs(reading: Reading) -> dict[str, Any]:
     }
 
 
-def _spent(events: Iterable[Mapping[str, Any]], chapter: str) -> tuple[float, float | None, str]:
-    """Return seconds, kWh and method of a training, summed over the parts of a resumed run."""
-    parts = [event for event in events if event["event"] == "energy" and event["chapter"] == chapter]
-    known = [event["kwh"] for event in parts if event["kwh"] is not None]
-    method = parts[-1]["method"] if parts else "not known"
-    return sum(event["seconds"] for event in parts), sum(known) if known else None, method
-
-
-def _extrapolated(events: Sequence[Mapping[str, Any]], steps: int) -> float | None:
-    """Return how long the training would have taken at the pace that its steps had before the first cut."""
-    first = next((event for event in events if event["event"] == "cut"), None)
-    return None if first is None else float(first["step_s"] * steps)
+def _energies(spent: Spent | None, profile: Profile) -> dict[str, Any]:
+    kwh = None if spent is None else spent.kwh
+    return {
+        "training_kwh": kwh,
+        "training_co2_g": None if kwh is None else kwh * profile.electricity.g_per_kwh,
+        "training_parts": () if spent is None else spent.parts,
+    }
 
 
 def _twins_history(events: Iterable[Mapping[str, Any]]) -> tuple[EpochPoint, ...]:
@@ -198,7 +190,8 @@ def _artifact_bytes(session: Session) -> int:
 
 def _notes(reading: Reading) -> tuple[str, ...]:
     figures = (reading.latency, *((reading.energy,) if reading.energy else ()))
-    return tuple(dict.fromkeys(figure.method for figure in figures))
+    noise = (f"the machine was too noisy for a verdict: {reading.noise}",) if reading.noise else ()
+    return tuple(dict.fromkeys((*(figure.method for figure in figures), *noise)))
 
 
 def _environment(reading: Reading) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class Attached:
         size = bench.profile.batch
         pairs = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
         found = evidence(bench.model, pairs, metric, getattr(metric, "__name__", "metric"))
-        return deliver(self._loop, found, Label(f"{name} for {bench.profile.name}", ()), Path(out), self._stopwatch)
+        with closing(bench.target):
+            return deliver(self._loop, found, Label(f"{name} for {bench.profile.name}", ()), Path(out), self._stopwatch)
 
     def _record(self, event: str, step: int, **fields: Any) -> None:
         told = {"event": event, "step": step, **fields}
@@ -114,7 +116,8 @@ def attach(
         Gives the metric on validation data, higher is better. With it a cut that the model does not recover from is
         taken back; without it nothing is.
     target
-        ``"local"`` or ``"modelled"``; left out: local where the board is this machine, else modelled.
+        ``"local"``, ``"modelled"`` or ``"ssh://[user@]host"``; left out: local where the board is this machine, else
+        modelled.
     on_event
         Called with every event as it happens.
 

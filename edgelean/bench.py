@@ -18,7 +18,7 @@ from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
 from edgelean.shrink.axes import Anatomy, dissect
 from edgelean.stopwatch import Stopwatch
-from edgelean.target import Candidate, Target
+from edgelean.target import Candidate, Target, thorough
 from edgelean.target.candidate import Feeds
 from edgelean.target.onnx_graph import operators_of
 
@@ -96,10 +96,11 @@ class Bench:
             )
 
     def read_files(self, onnx: Mapping[Precision, Path]) -> Reading:
-        """Read the exported files of the present model, one a precision, on the target."""
+        """Read the exported files of the present model, one a precision, thoroughly: the verdicts rest on it."""
         with self._stopwatch.phase("measuring"):
             operators = operators_of(onnx["fp32"], self.profile.batch)
-            return self.target.read(Candidate(lambda precision: onnx[precision], operators, self._feeds))
+            candidate = Candidate(lambda precision: onnx[precision], operators, self._feeds)
+            return thorough(self.target, self.profile).read(candidate)
 
     def _exported(self, folder: str, precision: Precision) -> Path:
         """Write the present model as an ONNX file in a precision."""

@@ -122,8 +122,9 @@ def _energy_of(chapter: str, run: Run) -> Iterator[None]:
         yield
     finally:
         cost = watch.stop()
+        parts = {name: part._asdict() for name, part in cost.parts.items()}
         # Step 0: it was spent, wherever the run goes on.
-        run.record("energy", 0, chapter=chapter, seconds=cost.seconds, kwh=cost.kwh, method=cost.method)
+        run.record("energy", 0, chapter=chapter, seconds=cost.seconds, kwh=cost.kwh, parts=parts, method=cost.method)
 
 
 def _named(prefix: str, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -19,13 +19,12 @@ from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.targets import ExportTarget, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
+from edgelean.judging import judge, values_of
 from edgelean.loop import ClosedLoop
-from edgelean.profile import Profile
-from edgelean.reading import Figure, Reading
+from edgelean.reading import Reading
 from edgelean.recipe import Metric
-from edgelean.report.model import BundleFile, Outcome, Verdict
+from edgelean.report.model import BundleFile, Verdict
 from edgelean.stopwatch import Stopwatch
-from edgelean.target.latency import verdict as binomial_verdict
 from edgelean.training.trainer import Session, batches
 from edgelean.verifier import ArtifactCheck, Evidence, verify
 
@@ -114,7 +113,7 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             wanted = [load_target(f"onnx-{precision}") for precision in precisions]
             checks = tuple(verify(onnx[target.precision], target, evidence) for target in wanted)
         reading = bench.read_files(onnx)
-        verdicts = _verdicts(bench.profile, reading, loop.full_size, loop.limits)
+        verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
         shipped = [onnx[target.precision] for target in wanted]
         facts = BundleFacts(
             title=label.title,
@@ -160,45 +159,3 @@ def _engines(
         return NO_ENGINE, files
     together = " ".join(note.text for note in notes)
     return replace(notes[0], built=all(note.built for note in notes), text=together), files
-
-
-def _verdicts(
-    profile: Profile, reading: Reading, full_size: Reading, limits: Mapping[str, float]
-) -> tuple[Verdict, ...]:
-    verdicts = []
-    for quantity, budget in (("latency", profile.budgets.latency), ("energy", profile.budgets.energy)):
-        figure = reading.latency if quantity == "latency" else reading.energy
-        before = full_size.latency if quantity == "latency" else full_size.energy
-        if budget is None or figure is None:
-            continue
-        limit = limits[quantity]
-        asked = f"{100 * budget.share:g} % of full-size" if budget.share is not None else str(budget)
-        verdicts.append(
-            Verdict(
-                quantity=quantity,
-                unit=figure.unit,
-                limit=limit,
-                limit_text=asked,
-                value=figure.value,
-                low=figure.low,
-                high=figure.high,
-                full_size=before.value if before else None,
-                outcome=_outcome(figure, limit, reading, quantity),
-                margin=1 - figure.value / limit,
-                provenance=figure.provenance,
-                method=figure.method,
-                percentile=budget.percentile,
-            )
-        )
-    return tuple(verdicts)
-
-
-def _outcome(figure: Figure, limit: float, reading: Reading, quantity: str) -> Outcome:
-    """Judge a figure: by the binomial rule where there are single latencies, else by its interval."""
-    if reading.noise:
-        return "undecided"
-    if quantity == "latency" and reading.samples_ms:
-        return binomial_verdict(reading.samples_ms, limit, reading.percentile)
-    if figure.high <= limit:
-        return "met"
-    return "not met" if figure.low > limit else "undecided"

@@ -21,8 +21,8 @@ from torch import Tensor
 from edgelean import control
 from edgelean.bench import Bench, limits_of, refuse_the_unreachable
 from edgelean.board import Board
-from edgelean.errors import LawError
-from edgelean.reading import Reading
+from edgelean.errors import DeviceError, LawError
+from edgelean.reading import Reading, incomparable
 from edgelean.shrink import law, refit
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.plan import Plan, make_plan
@@ -348,7 +348,11 @@ class ClosedLoop:
     # -- readings ------------------------------------------------------------------------------------------------------
 
     def _read(self) -> Reading:
-        return self.bench.read_artifact() if self.progress.confirmed else self.bench.read()
+        reading = self.bench.read_artifact() if self.progress.confirmed else self.bench.read()
+        why = incomparable(self.full_size, reading)
+        if why:
+            raise DeviceError(f"the readings of this run can no longer be compared: {why}. Set it back, then resume")
+        return reading
 
     def _read_again(self, step: int) -> None:
         self.progress.reading = self._read()
@@ -370,6 +374,8 @@ class ClosedLoop:
             energy_mj=energy.value if energy else None,
             provenance=latency.provenance,
             energy_provenance=energy.provenance if energy else None,
+            energy_method=energy.method if energy else None,
+            noise=self.progress.reading.noise,
             parameters=self.bench.parameters(),
             macs=self.bench.macs(),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ def fit(
     latency, energy
         Other budgets than the profile's: ``"2ms"``, ``"10mJ"``, or a share of the full-size model such as ``"50%"``.
     target
-        ``"local"`` or ``"modelled"``; left out: local where the board is this machine, else modelled.
+        ``"local"``, ``"modelled"`` or ``"ssh://[user@]host"``; left out: local where the board is this machine, else
+        modelled.
     out
         The run's folder, new or empty; left out: a new one under ``runs/``.
     settings
@@ -85,17 +87,18 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
     stopwatch = Stopwatch()
     session = prepare(job.recipe, job.seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     example = next(iter(session.loaders.validation))[0].to(session.device)
-    bench = Bench(session.model, (example,), job.profile, open_target(job.target, job.profile, job.board), stopwatch)
     around = Surroundings(job.board, session.steps, lambda: evaluate(session, session.loaders.validation), stopwatch)
-    loop = ClosedLoop(bench, session.optimizer, around)
-    # Whatever can be wrong with the input has been found by now: from here on there is a folder.
-    here = earlier or Run.create(folder, job.asked, on_event)
-    if earlier is None:
-        begin(here, job, session, loop)
-    train_lean(session, loop, here, stopwatch)
-    twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
-    label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
-    delivery = deliver(loop, evidence_of(session), label, here.folder / "bundle", stopwatch)
+    with closing(open_target(job.target, job.profile, job.board)) as target:
+        bench = Bench(session.model, (example,), job.profile, target, stopwatch)
+        loop = ClosedLoop(bench, session.optimizer, around)
+        # Whatever can be wrong with the input has been found by now: from here on there is a folder.
+        here = earlier or Run.create(folder, job.asked, on_event)
+        if earlier is None:
+            begin(here, job, session, loop)
+        train_lean(session, loop, here, stopwatch)
+        twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
+        label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
+        delivery = deliver(loop, evidence_of(session), label, here.folder / "bundle", stopwatch)
     report = assemble(Materials(job, session, loop, twin, delivery, here, stopwatch))
     write_report(report, here.folder)
     for verdict in report.verdicts:

@@ -12,6 +12,7 @@ from pydantic import Field, FiniteFloat, PositiveInt, ValidationInfo, field_vali
 
 from edgelean.board import Precision, load_board
 from edgelean.board.document import Frozen, document_names, find_document, is_path, knob, nearest, read_document
+from edgelean.electricity import Electricity, electricity, find_country
 from edgelean.errors import EdgeleanError, InputError
 from edgelean.shelf import shelf
 
@@ -202,6 +203,16 @@ class AccuracySettings(Frozen):
     )
 
 
+class MeasuringSettings(Frozen):
+    """How candidates are measured."""
+
+    on_sensor_loss: Literal["next", "stop"] = knob(
+        "next",
+        "",
+        'When a sensor fails in the middle of a run: the "next" one of the board goes on, or the run has to "stop".',
+    )
+
+
 class Profile(Frozen):
     """A board plus budgets, precision, batch size and export targets; ``name`` is the name of its file."""
 
@@ -214,9 +225,36 @@ class Profile(Frozen):
     budgets: Budgets
     control: ControlSettings = ControlSettings()
     accuracy: AccuracySettings = AccuracySettings()
-    carbon_g_per_kwh: FiniteFloat = knob(
-        475.0, "g CO2e per kWh", "Carbon intensity of the electricity that trains the model (IEA, world).", ge=0
+    measuring: MeasuringSettings = MeasuringSettings()
+    country: str | None = knob(
+        None,
+        "ISO 3166 code",
+        'Where the model is trained, such as "DEU": whose mean electricity the CO2 is computed for.',
     )
+    carbon_g_per_kwh: FiniteFloat | None = knob(
+        None,
+        "g CO2e per kWh",
+        "Carbon intensity of that electricity where it is known; world mean (475) by default.",
+        ge=0,
+    )
+
+    @field_validator("country")
+    @classmethod
+    def _is_a_country(cls, code: str | None) -> str | None:
+        if code is not None:
+            find_country(code)
+        return code
+
+    @model_validator(mode="after")
+    def _has_one_carbon_intensity(self) -> Self:
+        if self.country is not None and self.carbon_g_per_kwh is not None:
+            raise ValueError("give either country or carbon_g_per_kwh, and not both")
+        return self
+
+    @property
+    def electricity(self) -> Electricity:
+        """The electricity that trains the model: of the country, or with the number, or the mean of the world."""
+        return electricity(self.country, self.carbon_g_per_kwh)
 
     def with_budgets(self, latency: str | None = None, energy: str | None = None) -> Profile:
         """Return the profile with other budgets, written as in a profile; None leaves a budget as it is.

@@ -2,8 +2,10 @@ import re
 from pathlib import Path
 
 import pytest
+from calibrations import NUMBERS, calibration
 
 from edgelean.board import Board, board_names, load_board
+from edgelean.board.model import Calibration
 from edgelean.errors import InputError, MissingError
 
 SHIPPED = {
@@ -172,3 +174,28 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read as a text file"):
         load_board(path)
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_no_shipped_board_pretends_to_have_been_calibrated(name):
+    calibration = load_board(name).calibration
+    assert (calibration.fp32, calibration.fp16, calibration.int8) == (None, None, None)
+
+
+def test_the_numbers_of_a_calibration_go_by_their_keys():
+    assert dict(calibration().numbers) == NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"call_us": {"value": 3, "low": 4, "high": 5}}, "the value 3 must lie in its interval, 4 to 5"),
+        ({"near_gb_s": {"value": 0, "low": 0, "high": 5}}, "a rate must be above 0"),
+        ({"overlap": {"value": 1.5, "low": 1, "high": 2}}, "must be a share up to 1, found 1.5"),
+        ({"call_us": {"value": -1, "low": -1, "high": 2}}, "greater than or equal to 0"),
+        ({"idle_w": {"value": 1, "low": 1, "high": 1}}, "idle_w, pj_per_flop and pj_per_byte are given together"),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_refused(change, complaint):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        Calibration.model_validate(calibration().model_dump() | change)

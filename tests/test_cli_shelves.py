@@ -174,3 +174,32 @@ def test_the_commands_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_probe_refuses_before_it_asks_a_device(tmp_path):
+    (tmp_path / "there.toml").write_text("precious")
+    for name, complaint in (
+        ("there.toml", "exists already"),
+        ("board.json", "ends in .toml"),
+        ("gone/b.toml", "folder"),
+    ):
+        error = failure(boards, "probe", "ssh://no.such.host.invalid", "--out", str(tmp_path / name))
+        assert isinstance(error, InputError)
+        assert complaint in str(error)
+    assert isinstance(failure(boards, "probe", "nano@10.0.0.7"), InputError)
+    assert [file.name for file in tmp_path.iterdir()] == ["there.toml"]
+
+
+def test_this_machine_is_probed_into_a_file_that_a_profile_can_name(tmp_path, monkeypatch):
+    for name in ("TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    path = tmp_path / "mine.toml"
+    text = run(boards, "probe", "local", "--out", str(path))
+    board = load_board(path)
+    assert board.compute.fp32_tflops.confidence == "measured"
+    assert board.memory.capacity_gb.value > 0
+    assert "edgelean boards probe local" in path.read_text()
+    assert board.title in text
+    assert "nvml counter" in text
+    assert "`edgelean calibrate --target local` measures what the cost model needs" in text
+    assert 'board = "mine.toml"' in text

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
+from calibrations import NUMBERS, calibrated_board, exactly
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgelean.board import Board, Fact, load_board
-from edgelean.board.cost import Node, Operator, fuse, predict, views
-from edgelean.board.model import Alignment, Compute, Launch, Memory, Power
+from edgelean.board.cost import Detail, Node, Operator, convolution_form, fuse, predict, unfused, views
+from edgelean.board.model import FORMS, Alignment, Compute, Launch, Memory, Power
 from edgelean.errors import InputError
 
 
@@ -176,6 +179,226 @@ def test_only_the_peak_of_the_asked_precision_is_needed():
 def test_a_batch_below_one_is_refused():
     with pytest.raises(InputError, match="at least 1, found 0"):
         predict([], BOARD, "fp32", 0)
+
+
+def calibrated_ms(operators: list[Operator], **changes: float) -> float:
+    """The time of the operators on the calibrated board, without that of the call."""
+    return sum(one.latency_ms for one in predict(operators, calibrated_board(**changes), "fp32", 1).operators)
+
+
+def shaped(
+    form: str, rows: int, columns: int, depth: int, taps: int = 1, stacks: int = 1, heavy: float = 0.0
+) -> Operator:
+    """A contraction that reads and writes what its extents say."""
+    weights = float(columns * depth * taps)
+    elements = weights + rows * (columns + depth * stacks)
+    detail = Detail(form, float(stacks), weights, int(heavy > 0), 0.0, heavy)  # type: ignore[arg-type]  # any str
+    flops = 2.0 * rows * columns * depth * taps
+    return Operator("op", "contract", flops, elements, float(rows), float(columns), float(depth), detail)
+
+
+def test_what_a_calibration_knows_in_addition_changes_nothing_on_other_boards():
+    plain = contraction(1000, 48, 48, elements=1e5)
+    detailed = replace(plain, detail=Detail("grouped", 8.0, 1e4, 3, 1e6, 1e6))
+    assert predict([detailed], BOARD, "fp16", 4) == predict([plain], BOARD, "fp16", 4)
+
+
+def test_a_calibrated_convolution_costs_what_one_computes_by_hand():
+    # 3x3, 16 -> 32 channels, 1024 positions; 50 384 elements moved, 4608 of them weights; everything is in the cache.
+    convolution = shaped("conv", 1024, 32, 16, taps=9)
+    compute_us = 2 * (1024 + 0.5) * (32 + 3) * (9 * 16 + 5) / 120e3
+    traffic_us = convolution.elements * 4 / 80e3
+    cost = predict([convolution], calibrated_board(), "fp32", 1)
+    assert cost.operators[0].latency_ms == pytest.approx(1e-3 * (0.5 + compute_us + 0.5 * traffic_us))
+    assert cost.latency_ms == pytest.approx(cost.operators[0].latency_ms + 2e-3)
+    assert cost.operators[0].bound == "compute"
+
+
+def test_a_calibration_is_used_in_its_own_precision_only():
+    board = BOARD.model_copy(update={"calibration": calibrated_board().calibration})
+    operators = [contraction(1000, 64, 64, elements=1e5)]
+    assert predict(operators, board, "fp16", 1) == predict(operators, BOARD, "fp16", 1)
+    cost = predict(operators, board, "fp32", 1)
+    assert cost.latency_ms != predict(operators, BOARD, "fp32", 1).latency_ms
+    assert "calibrated on 2026-01-31 with the test: off by 7 %" in cost.notes[0]
+
+
+positive = st.floats(1e-3, 1e3)
+calibrations = st.fixed_dictionaries(
+    {key.replace(".", "__"): st.floats(0, 1) if key == "overlap" else positive for key in NUMBERS}
+)
+contractions = st.builds(
+    shaped,
+    form=st.sampled_from(FORMS),
+    rows=st.integers(1, 4096),
+    columns=st.integers(1, 300),
+    depth=st.integers(1, 300),
+    taps=st.sampled_from([1, 9, 25]),
+    stacks=st.integers(1, 64),
+    heavy=st.sampled_from([0.0, 1e4]),
+)
+
+
+@given(numbers=calibrations, wide=contractions, data=st.data())
+def test_fewer_rows_columns_terms_or_stacks_never_cost_more_on_any_calibrated_board(numbers, wide, data):
+    detail = wide.detail
+    taps = round(wide.flops / (2 * wide.rows * wide.columns * wide.depth))
+    whole = {"rows": wide.rows, "columns": wide.columns, "depth": wide.depth, "stacks": detail.stacks}
+    kept = {name: data.draw(st.integers(1, int(size)), name) for name, size in whole.items()}
+    narrow = shaped(detail.form, taps=taps, heavy=detail.heavy * kept["columns"] / wide.columns, **kept)
+    narrow = replace(narrow, detail=replace(narrow.detail, passes=detail.passes))
+    board = calibrated_board(**numbers)
+    before, after = (predict([one], board, "fp32", 1) for one in (wide, narrow))
+    assert after.latency_ms <= before.latency_ms * (1 + 1e-9)
+    assert after.energy_mj <= before.energy_mj * (1 + 1e-9)
+
+
+@given(
+    kind=st.sampled_from(["pointwise", "reduce", "move", "unknown"]),
+    elements=st.floats(0, 1e9),
+    share=st.floats(0, 1),
+    kept=st.floats(0, 1),
+)
+def test_fewer_elements_never_cost_more_on_a_calibrated_board(kind, elements, share, kept):
+    def moved(amount: float) -> float:
+        detail = Detail(weights=share * amount, passes=2, light=amount, heavy=amount)
+        return calibrated_ms([Operator("op", kind, 0.0, amount, detail=detail)])
+
+    assert moved(kept * elements) <= moved(elements) * (1 + 1e-9)
+
+
+def test_a_calibrated_board_pads_channels_to_its_step():
+    for form in FORMS:
+        arithmetic = [
+            replace(shaped(form, 1000, columns, depth), elements=0.0, detail=Detail(form))
+            for columns, depth in ((17, 33), (32, 48))
+        ]
+        assert calibrated_ms(arithmetic[:1]) == pytest.approx(calibrated_ms(arithmetic[1:]))
+
+
+def test_the_few_channels_of_an_image_are_not_padded():
+    def first_layer(depth: int) -> float:
+        return calibrated_ms([replace(shaped("conv", 1000, 32, depth, taps=9), elements=0.0, detail=Detail("conv"))])
+
+    assert first_layer(1) < first_layer(3) < first_layer(15) < first_layer(16) < first_layer(17) == first_layer(32)
+
+
+def test_small_extents_do_not_reach_the_rate():
+    large, small = shaped("product", 10_000, 1600, 1600), shaped("product", 4, 16, 16)
+    rates = [one.flops / calibrated_ms([one], contract_us=0.0, overlap=1.0) / 1e6 for one in (large, small)]
+    assert rates[0] == pytest.approx(110, rel=0.01)
+    assert rates[1] < 0.7 * rates[0]
+
+
+def test_weights_of_a_model_that_outgrow_the_cache_are_read_from_far():
+    # 1.6 MB of weights per layer; the cache holds 16 MB.
+    layer = shaped("product", 1, 400, 1000)
+    few, many = (calibrated_ms([layer] * count) / count for count in (5, 100))
+    traffic_us = layer.detail.weights * 4 * (1 - 16 / 160) / 25e3
+    assert many - few == pytest.approx(traffic_us * 1e-3, rel=0.01)
+
+
+def test_the_overlap_says_how_much_of_the_shorter_time_hides_behind_the_longer():
+    # So many elements that the traffic takes as long as the arithmetic.
+    flops = 2.0 * 1000 * 160 * 160
+    arithmetic = replace(contraction(1000, 160, 160), detail=Detail("product"))
+    compute_ms = calibrated_ms([arithmetic], contract_us=0.0)
+    both = replace(arithmetic, flops=flops, elements=compute_ms * 80e6 / 4)
+    hidden, half, none = (
+        calibrated_ms([both], contract_us=0.0, overlap=share, cache_mb=1e3) for share in (1.0, 0.5, 0.0)
+    )
+    assert (half / hidden, none / hidden) == (pytest.approx(1.5), pytest.approx(2.0))
+
+
+def test_groups_are_started_one_by_one_but_not_those_of_a_depthwise_convolution():
+    many, few = (shaped("grouped", 100, 64, 8, stacks=stacks) for stacks in (8, 2))
+    many, few = (replace(one, elements=0.0, detail=replace(one.detail, weights=0.0)) for one in (many, few))
+    assert calibrated_ms([many], grouped__columns=0.0) - calibrated_ms([few], grouped__columns=0.0) == pytest.approx(
+        6 * 0.1e-3
+    )
+    deep = shaped("depthwise", 100, 64, 1, taps=9, stacks=64)
+    assert calibrated_ms([deep]) == calibrated_ms([deep], stack_us=5.0)
+
+
+def test_a_pass_that_is_not_fused_has_a_start_of_its_own_and_takes_time_for_its_elements():
+    clean = shaped("conv", 100, 32, 32)
+    passed = replace(clean, detail=replace(clean.detail, passes=2, light=1e6, heavy=1e6))
+    extra_us = 2 * 0.3 + 1e6 / 12e3 + 1e6 / 3e3
+    assert calibrated_ms([passed]) - calibrated_ms([clean]) == pytest.approx(extra_us * 1e-3)
+
+
+def test_a_pointwise_operator_is_started_once_for_its_first_pass():
+    one, three = (Operator("op", "pointwise", 0.0, 0.0, detail=Detail(passes=passes)) for passes in (1, 3))
+    assert calibrated_ms([one]) == pytest.approx(0.4e-3)
+    assert calibrated_ms([three]) == pytest.approx(0.4e-3 + 2 * 0.3e-3)
+
+
+def test_a_calibrated_model_costs_its_call_and_the_sum_of_its_operators():
+    model = [shaped("conv", 100, 32, 32), shaped("product", 1, 10, 64), Operator("pool", "reduce", 0.0, 1e4)]
+    cost = predict(model, calibrated_board(), "fp32", 1)
+    assert cost.latency_ms == pytest.approx(2e-3 + sum(one.latency_ms for one in cost.operators))
+    assert cost.energy_mj == pytest.approx(10 * 2e-3 + sum(one.energy_mj for one in cost.operators))
+
+
+def test_measured_energies_take_the_place_of_the_power():
+    energies = {"idle_w": exactly(4.0), "pj_per_flop": exactly(20.0), "pj_per_byte": exactly(100.0)}
+    board = calibrated_board()
+    measured = board.calibration.fp32.model_copy(update=energies)
+    board = board.model_copy(
+        update={"calibration": board.calibration.model_copy(update={"fp32": measured}), "power": Power()}
+    )
+    operator = shaped("conv", 100, 32, 32)
+    cost = predict([operator], board, "fp32", 2)
+    work_mj = (20.0 * operator.flops + 100.0 * 4 * operator.elements) * 1e-9
+    assert cost.energy_mj == pytest.approx((4.0 * cost.latency_ms + work_mj) / 2)
+
+
+def test_a_calibrated_board_without_any_power_is_refused_with_what_is_missing():
+    board = calibrated_board().model_copy(update={"power": Power()})
+    with pytest.raises(InputError, match=r"does not know power\.max_w"):
+        predict([], board, "fp32", 1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "depth", "dimensions", "transposed", "form"),
+    [
+        (1, 16, 2, False, "conv"),
+        (1, 1, 2, False, "conv"),
+        (1, 16, 1, False, "conv1d"),
+        (1, 16, 3, False, "conv1d"),
+        (1, 16, 2, True, "conv1d"),
+        (16, 1, 2, False, "depthwise"),
+        (16, 1, 1, False, "grouped"),
+        (4, 4, 2, False, "grouped"),
+    ],
+)
+def test_a_convolution_has_the_form_in_which_runtimes_compute_it(groups, depth, dimensions, transposed, form):
+    assert convolution_form(groups, depth, dimensions, transposed) == form
+
+
+def group(*members: tuple[str, str]) -> list[Node]:
+    """Nodes of a kind that read the tensors in the text; the i-th writes ``t<i>``."""
+    return [
+        Node(str(i), kind, tuple(inputs.split()), f"t{i}")  # type: ignore[arg-type]  # any str
+        for i, (kind, inputs) in enumerate(members)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "exponentials", "passes"),
+    [
+        ([("contract", "x w"), ("pointwise", "t0 w"), ("pointwise", "t1")], [0, 0, 0], ()),
+        ([("contract", "x w"), ("pointwise", "t0 shortcut")], [0, 0], ((1, 0),)),
+        ([("contract", "x w"), ("pointwise", "t0"), ("pointwise", "t0 t1")], [0, 1, 0], ((1, 1),)),
+        ([("contract", "x w"), ("pointwise", "t0"), ("pointwise", "other t1")], [0, 1, 0], ((1, 1), (2, 0))),
+        ([("pointwise", "x w"), ("pointwise", "t0"), ("pointwise", "x t1")], [0, 3, 0], ((1, 3),)),
+        ([("pointwise", "x y"), ("pointwise", "t0")], [0, 0], ((0, 0), (1, 0))),
+        ([("reduce", "x")], [0], ()),
+    ],
+    ids=["scale and clamp", "residual", "silu", "gate", "gelu", "sum and clamp", "pooling"],
+)
+def test_passes_that_no_fusion_takes_in_are_told_from_those_that_every_one_does(members, exponentials, passes):
+    assert unfused(group(*members), exponentials, {"w"}) == passes
 
 
 def chain(*kinds: str) -> list[Node]:

@@ -6,8 +6,11 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from zoo import ZOO, make
 
 from edgelean.errors import InputError, MissingError
+from edgelean.exporter.onnx import export_onnx
+from edgelean.shrink.axes import dissect
 from edgelean.target.onnx_graph import operators_of
 
 FLOAT = TensorProto.FLOAT
@@ -264,3 +267,94 @@ def test_a_file_that_is_missing_or_no_model_is_named(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"this is no protobuf")
     with pytest.raises(InputError, match=r"bad\.onnx: is not an ONNX model"):
         operators_of(tmp_path / "bad.onnx", 1)
+
+
+@pytest.mark.parametrize(
+    ("operator", "weight", "shape", "form", "stacks"),
+    [
+        (("Conv", {}), (6, 3, 3, 3), (2, 3, 8, 8), "conv", 1),
+        (("Conv", {"group": 6}), (6, 1, 3, 3), (2, 6, 8, 8), "depthwise", 6),
+        (("Conv", {"group": 2}), (6, 3, 3, 3), (2, 6, 8, 8), "grouped", 2),
+        (("Conv", {"group": 6}), (6, 1, 3), (2, 6, 8), "grouped", 6),
+        (("Conv", {}), (6, 3, 3), (2, 3, 8), "conv1d", 1),
+        (("ConvTranspose", {}), (3, 6, 2, 2), (2, 3, 8, 8), "conv1d", 1),
+        (("Gemm", {}), (7, 10), (2, 7), "product", 1),
+        (("MatMul", {}), (7, 10), (2, 5, 7), "product", 1),
+    ],
+)
+def test_a_contraction_tells_how_it_is_computed_and_what_it_reads_in_every_call(operator, weight, shape, form, stacks):
+    kind, attributes = operator
+    node = helper.make_node(kind, ["x", "w"], ["y"], **attributes)
+    (found,) = operators_of(graph([node], {"w": weight}, {"x": shape}), 2)
+    assert (found.detail.form, found.detail.stacks) == (form, stacks)
+    assert found.detail.weights == math.prod(weight)
+
+
+def test_scaled_stacked_products_are_still_counted_one_by_one():
+    nodes = [helper.make_node("MatMul", ["q", "k"], ["s"]), helper.make_node("Mul", ["s", "scale"], ["y"])]
+    model = graph(nodes, {"scale": (1,)}, {"q": (3, 4, 9, 16), "k": (3, 4, 16, 9)})
+    (operator,) = operators_of(model, 3)
+    assert (operator.detail.stacks, operator.detail.passes) == (12, 0)
+
+
+def test_a_bias_is_a_pass_of_its_own_behind_a_stack_of_products_only():
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
+    stacked, flat = (
+        operators_of(graph(nodes, {"w": (7, 10), "b": (10,)}, {"x": shape}), 2)[0].detail
+        for shape in ((2, 5, 7), (2, 7))
+    )
+    assert (stacked.passes, stacked.light, flat.passes) == (1, 2 * 5 * 10, 0)
+
+
+def test_a_gelu_in_five_nodes_is_one_pass_of_three_exponentials():
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"]),
+        helper.make_node("Div", ["h", "root"], ["d"]),
+        helper.make_node("Erf", ["d"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["a"]),
+        helper.make_node("Mul", ["half", "a"], ["m"]),
+        helper.make_node("Mul", ["h", "m"], ["y"]),
+    ]
+    constants = {"w": (7, 10), "root": (), "one": (), "half": ()}
+    (operator,) = operators_of(graph(nodes, constants, {"x": ("batch", 7)}), 4)
+    assert (operator.detail.passes, operator.detail.light, operator.detail.heavy) == (1, 0, 3 * 40)
+
+
+def test_a_normalisation_computes_every_element_and_a_pooling_none():
+    norm = helper.make_node("Softmax", ["x"], ["y"])
+    pool = helper.make_node("GlobalAveragePool", ["x"], ["y"])
+    heavy = [operators_of(graph([node], {}, {"x": (2, 3, 4, 4)}), 2)[0].detail.heavy for node in (norm, pool)]
+    assert heavy == [96, 0]
+
+
+def test_a_gathered_table_is_read_where_it_is_looked_up():
+    node = helper.make_node("Gather", ["table", "x"], ["y"])
+    model = graph([node], {"table": (1000, 8)}, {"x": (4,)})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    (operator,) = operators_of(model, 4)
+    assert operator.detail.weights <= operator.elements / 2 == 4 * 8
+
+
+def told(operator):
+    """What an operator says about how it is computed."""
+    return operator.kind, *(getattr(operator.detail, key) for key in ("form", "stacks", "passes", "light", "heavy"))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_traced_model_is_computed_like_its_exported_file(name, tmp_path):
+    model, example = make(name)
+    exported = operators_of(export_onnx(model, example, tmp_path / "model.onnx", metadata={}), batch=4)
+    traced = dissect(model, example).structure.operators({})
+    assert [told(operator) for operator in traced] == [told(operator) for operator in exported]
+
+
+def test_a_traced_perceptron_over_tokens_is_computed_like_its_exported_file(tmp_path):
+    import torch
+    from torch import nn
+
+    model = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6), nn.SiLU(), nn.LayerNorm(6), nn.Softmax(-1))
+    example = (torch.randn(4, 5, 6),)
+    exported = operators_of(export_onnx(model, example, tmp_path / "model.onnx", metadata={}), batch=4)
+    traced = dissect(model, example).structure.operators({})
+    assert [told(operator) for operator in traced] == [told(operator) for operator in exported]
+    assert traced[0].detail.light == 4 * 5 * 12

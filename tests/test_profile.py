@@ -159,7 +159,23 @@ def test_what_is_left_out_has_its_default(tmp_path):
     assert profile.name == "mine"
     assert profile.budgets.energy is None
     assert profile.control == ControlSettings()
-    assert profile.carbon_g_per_kwh == 475
+    assert (profile.country, profile.carbon_g_per_kwh) == (None, None)
+    assert profile.electricity.g_per_kwh == 475
+    assert "the mean of the world" in profile.electricity.words
+
+
+@pytest.mark.parametrize(
+    ("line", "g_per_kwh", "words"),
+    [
+        ('country = "FRA"', 56, "the mean of France"),
+        ("carbon_g_per_kwh = 31.5", 31.5, "as the profile states"),
+        ("carbon_g_per_kwh = 0", 0, "as the profile states"),
+    ],
+)
+def test_electricity_is_that_of_the_country_or_of_the_number(tmp_path, line, g_per_kwh, words):
+    profile = load_profile(write(tmp_path, f"{line}\n{MINIMAL}"))
+    assert profile.electricity.g_per_kwh == pytest.approx(g_per_kwh, abs=0.5)
+    assert words in profile.electricity.words
 
 
 @pytest.mark.parametrize(
@@ -207,6 +223,15 @@ def test_what_is_left_out_has_its_default(tmp_path):
             "accuracy.cut_tolerance: should be greater than 0",
         ),
         ("batch = 8", "batch = 8\ncarbon_g_per_kwh = nan", "carbon_g_per_kwh: should be a finite number"),
+        ("batch = 8", "batch = 8\ncarbon_g_per_kwh = -1", "carbon_g_per_kwh: should be greater than or equal to 0"),
+        ("batch = 8", 'batch = 8\ncountry = "Germany"', "country: there is no country 'Germany'"),
+        ("batch = 8", 'batch = 8\ncountry = "Germany"', "did you mean DEU (Germany)?"),
+        ("batch = 8", "batch = 8\ncountry = 49", "country: should be a valid string"),
+        (
+            "batch = 8",
+            'batch = 8\ncountry = "DEU"\ncarbon_g_per_kwh = 380',
+            "give either country or carbon_g_per_kwh, and not both",
+        ),
         ("batch = 8", "batch = = 8", "is not valid TOML: Invalid value (at line 4, column 9)"),
     ],
 )

@@ -1,11 +1,14 @@
 """The energy of the training, with codecarbon for real."""
 
 import socket
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from edgelean.sensors import TrainingEnergy, estimate_power
+from edgelean.sensors.carbon import TrainingCost
 
 
 def busy(seconds):
@@ -76,3 +79,64 @@ def test_estimate_of_the_power_says_whose_it_is(capfd):
     assert "codecarbon's estimate" in estimate.method
     assert f"{estimate.watts:g} W" in estimate.method
     assert capfd.readouterr() == ("", "")
+
+
+class AppleSiliconChip:
+    """The name by which codecarbon calls what it reads through powermetrics."""
+
+    def __init__(self, chip_part):
+        self.chip_part = chip_part
+
+
+class Raspberry(AppleSiliconChip):
+    """What it reads from the power chip of a Raspberry Pi."""
+
+
+class Tracker:
+    """What is looked at of a tracker of codecarbon that has stopped."""
+
+    _start_time = 0.0
+
+    def __init__(self, *hardware, cpu=0.3, gpu=0.0, ram=0.1):
+        self._hardware = hardware
+        self.final_emissions_data = SimpleNamespace(cpu_energy=cpu, gpu_energy=gpu, ram_energy=ram)
+
+    def stop(self):
+        pass
+
+
+def cost_of(tracker) -> TrainingCost:
+    energy = TrainingEnergy()
+    energy._tracker = tracker
+    return energy.stop()
+
+
+@pytest.mark.parametrize(
+    ("hardware", "cpu", "ram"),
+    [
+        ([SimpleNamespace(_mode="intel_rapl")], "measured", "estimated"),
+        ([SimpleNamespace(_mode="windows_emi")], "measured", "estimated"),
+        ([SimpleNamespace(_mode="cpu_load")], "estimated", "estimated"),
+        ([SimpleNamespace(_mode="constant")], "estimated", "estimated"),
+        ([AppleSiliconChip("CPU"), AppleSiliconChip("GPU")], "measured", "estimated"),
+        ([Raspberry("CPU"), Raspberry("RAM")], "measured", "measured"),
+        ([], "estimated", "estimated"),
+    ],
+)
+def test_only_what_comes_from_a_sensor_counts_as_measured(hardware, cpu, ram):
+    parts = cost_of(Tracker(*hardware)).parts
+    assert (parts["cpu"].how, parts["ram"].how) == (cpu, ram)
+
+
+def test_gpu_that_was_read_is_measured():
+    assert cost_of(Tracker(gpu=0.5)).parts["gpu"] == (0.5, "measured")
+
+
+@pytest.mark.parametrize(("in_use", "how"), [(True, "unknown"), (False, None)])
+def test_gpu_that_works_and_was_not_read_is_unknown_and_not_zero(monkeypatch, in_use, how):
+    torch = SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: in_use))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    cost = cost_of(Tracker())
+    assert (cost.parts["gpu"].how if "gpu" in cost.parts else None) == how
+    assert cost.kwh == pytest.approx(0.4)
+    assert ("gpu unknown" in cost.method) == in_use

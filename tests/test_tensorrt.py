@@ -9,7 +9,8 @@ import small_onnx
 from onnx import helper
 
 from edgelean.exporter import build_engine, to_fp16
-from edgelean.exporter.tensorrt import capabilities, side_car
+from edgelean.exporter.tensorrt import side_car
+from edgelean.target.tensorrt import capabilities
 
 
 @pytest.fixture

@@ -1,30 +1,54 @@
-"""What a model costs on a board: a roofline per fused operator.
+"""What a model costs on a board: the operators that are launched, and the time and energy of each.
 
-Each launched operator takes the launch overhead plus the longer of two times: its arithmetic at the rate that the board
-reaches, and its memory traffic at the bandwidth that the board reaches [1]_. Channels are padded to the board's
-alignment, so that a width between two steps costs as much as the upper one. The board draws its idle power all the
-time, and its full power while an operator computes or moves data.
-
-References
-----------
-.. [1] S. Williams, A. Waterman, D. Patterson: Roofline: an insightful visual performance model for multicore
-   architectures. Communications of the ACM 52(4), 2009.
+The time of an operator is in :mod:`edgelean.board.price`. The board draws its idle power all the time, and its full
+power while an operator computes or moves data; where a calibration measured the energy, each floating point operation
+and each byte has its own. Both models are monotone: fewer channels never cost more.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from edgelean.board.model import Board, Fact, Precision
+from edgelean.board.model import Board, Calibration, Fact, Form, Precision
+from edgelean.board.price import BYTES, Bound, Price, calibrated, roofline
 from edgelean.errors import InputError
 
 Kind = Literal["contract", "pointwise", "reduce", "move", "free"]
-Bound = Literal["launch", "compute", "memory"]
 
-_BYTES: dict[Precision, float] = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0}
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What only the cost model of a calibrated board looks at.
+
+    Attributes
+    ----------
+    form
+        How a contraction is computed: ``conv`` along two dimensions, ``depthwise`` along two dimensions with one input
+        channel per group, any other ``grouped`` one, ``conv1d`` along one or three dimensions or transposed, or
+        ``product`` of matrices. None for all others.
+    stacks
+        Products that are computed one after the other: groups of a convolution, matrices of a stack.
+    weights
+        Elements, of those that are read, that are the same in every call.
+    passes
+        Pointwise nodes that a runtime computes on their own if it does not fuse them: all but the affine ones and the
+        clamps behind a contraction, which every runtime fuses; a bias of a stack of products is not among these.
+    light, heavy
+        Elements that these passes compute with a few instructions each, and with an exponential each.
+    """
+
+    form: Form | None = None
+    stacks: float = 1.0
+    weights: float = 0.0
+    passes: int = 0
+    light: float = 0.0
+    heavy: float = 0.0
+
+
+PLAIN = Detail()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +70,8 @@ class Operator:
     rows, columns, depth
         Extents of a contraction: output positions of the whole batch, output channels, and input channels of one
         group. Alignment applies to columns and depth. 0 for all others.
+    detail
+        What a calibrated board asks for beyond that.
     """
 
     name: str
@@ -55,6 +81,7 @@ class Operator:
     rows: float = 0.0
     columns: float = 0.0
     depth: float = 0.0
+    detail: Detail = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +110,7 @@ class Cost:
     Attributes
     ----------
     latency_ms
-        Time of one batch.
+        Time of one batch; on a calibrated board with that of the call, which belongs to no operator.
     energy_mj
         Energy of one inference, that is of one sample of the batch.
     operators
@@ -96,6 +123,14 @@ class Cost:
     energy_mj: float
     operators: tuple[OperatorCost, ...]
     notes: tuple[str, ...]
+
+
+def convolution_form(groups: int, depth: int, dimensions: int, transposed: bool = False) -> Form:
+    """Return how a convolution is computed: from its groups, input channels per group, and spatial dimensions."""
+    plain = dimensions == 2 and not transposed
+    if groups > 1:
+        return "depthwise" if plain and depth == 1 else "grouped"
+    return "conv" if plain else "conv1d"
 
 
 def views(nodes: Sequence[Node]) -> dict[str, str]:
@@ -166,11 +201,46 @@ def _without_forks(groups: list[list[int]], nodes: Sequence[Node], inputs: Seque
     return list(merged.values())
 
 
+def unfused(group: Sequence[Node], exponentials: Sequence[float], constants: Set[str]) -> tuple[tuple[int, float], ...]:
+    """Return the pointwise passes that a runtime without fusion makes over a launched group.
+
+    What scales, shifts or clamps the result of a contraction is computed with it by every runtime. What belongs to one
+    activation that is written as several nodes is one pass: these read nothing but each other, constants, and what the
+    exponential among them reads.
+
+    Parameters
+    ----------
+    group
+        Its nodes, in order.
+    exponentials
+        How many exponentials an element of each node takes; 0 for a few instructions.
+    constants
+        Tensors that are the same in every call.
+
+    Returns
+    -------
+    passes
+        For each the place of its node in the group, and the exponentials of an element.
+    """
+    absorbs = any(exponentials) or group[0].kind == "contract"
+    own: set[str] = set()
+    passes = []
+    for place, (node, each) in enumerate(zip(group, exponentials, strict=True)):
+        read = set(node.inputs) - constants
+        joins = len(read) > 1 and not own.issuperset(read)
+        own.add(node.output)
+        if node.kind == "pointwise":
+            own |= read
+            if each or joins or not absorbs:
+                passes.append((place, each))
+    return tuple(passes)
+
+
 def predict(operators: Iterable[Operator], board: Board, precision: Precision, batch: int) -> Cost:
     """Predict latency and energy of a model on a board.
 
-    An unknown efficiency counts as 1, an unknown idle power as 0: the prediction is then a lower bound, and a note
-    says so. Everything else has to be known.
+    Where the board was calibrated in the precision, that is used. Else an unknown efficiency counts as 1, and an
+    unknown idle power as 0: the prediction is then a lower bound, and a note says so. Everything else has to be known.
 
     Parameters
     ----------
@@ -190,46 +260,64 @@ def predict(operators: Iterable[Operator], board: Board, precision: Precision, b
     """
     if batch < 1:
         raise InputError(f"a cost needs a batch of at least 1, found {batch}")
-    rates = _rates(board, precision)
-    step, overhead = rates.step, rates.overhead_ms
+    operators = tuple(operators)
+    call_ms, price, power, notes = _model(board, precision, operators)
+    idle_w, extra_w, mj_per_flop, mj_per_element = power
     costs: list[OperatorCost] = []
     unknown: list[str] = []
-    total_ms = total_mj = 0.0
+    total_ms, total_mj = call_ms, idle_w * call_ms / batch
     for operator in operators:
-        compute = operator.flops / rates.flops_per_ms
-        if compute:
-            compute *= _padding(operator.columns, step) * _padding(operator.depth, step)
-        memory = operator.elements / rates.elements_per_ms
-        busy = max(compute, memory)
-        bound: Bound = "launch" if overhead > busy else "compute" if compute > memory else "memory"
-        latency_ms = overhead + busy
-        energy_mj = (rates.idle_w * latency_ms + rates.extra_w * busy) / batch
+        latency_ms, busy_ms, bound = price(operator)
+        work_mj = mj_per_flop * operator.flops + mj_per_element * operator.elements
+        energy_mj = (idle_w * latency_ms + extra_w * busy_ms + work_mj) / batch
         costs.append(OperatorCost(operator.name, latency_ms, energy_mj, bound))
         total_ms += latency_ms
         total_mj += energy_mj
         if operator.kind == "unknown":
             unknown.append(operator.name)
-    notes = rates.notes
     if unknown:
         notes += (f"unknown operators are counted by their traffic alone: {', '.join(unknown)}",)
     return Cost(total_ms, total_mj, tuple(costs), notes)
 
 
-def _padding(extent: float, step: int) -> float:
-    return -(-extent // step) * step / extent if extent > 0 else 1.0
+class _Power(NamedTuple):
+    """What the energy is made of: power while idle, on top of that while busy, and energy of the work itself."""
 
-
-class _Rates(NamedTuple):
-    overhead_ms: float
-    flops_per_ms: float
-    elements_per_ms: float
-    step: int
     idle_w: float
-    extra_w: float
+    extra_w: float = 0.0
+    mj_per_flop: float = 0.0
+    mj_per_element: float = 0.0
+
+
+class _Model(NamedTuple):
+    call_ms: float
+    price: Price
+    power: _Power
     notes: tuple[str, ...]
 
 
-def _rates(board: Board, precision: Precision) -> _Rates:
+def _model(board: Board, precision: Precision, operators: Sequence[Operator]) -> _Model:
+    calibration: Calibration | None = getattr(board.calibration, precision)
+    if calibration is None:
+        return _uncalibrated(board, precision)
+    weights = sum([operator.detail.weights for operator in operators])
+    call_ms, prices = calibrated(calibration.numbers, getattr(board.alignment, precision), precision)
+    price = prices(weights)
+    note = (
+        f"calibrated on {calibration.made} with {calibration.runtime}: off by {100 * calibration.network_error:.0f} % "
+        "in the median on networks that it was not fitted to"
+    )
+    idle_w, flop, byte = calibration.idle_w, calibration.pj_per_flop, calibration.pj_per_byte
+    if idle_w is not None and flop is not None and byte is not None:
+        power = _Power(idle_w.value, 0.0, flop.value * 1e-9, byte.value * 1e-9 * BYTES[precision])
+        return _Model(call_ms, price, power, (note,))
+    needed, optional = {"power.max_w": board.power.max_w}, {"power.idle_w": board.power.idle_w}
+    (most,) = _known(board, needed)
+    idle = board.power.idle_w.value or 0.0
+    return _Model(call_ms, price, _Power(idle, most - idle), (note, *_notes(board, needed | optional, optional)))
+
+
+def _uncalibrated(board: Board, precision: Precision) -> _Model:
     peak_key = "int8_tops" if precision == "int8" else f"{precision}_tflops"
     needed = {
         f"compute.{peak_key}": getattr(board.compute, peak_key),
@@ -246,15 +334,13 @@ def _rates(board: Board, precision: Precision) -> _Rates:
     efficiency = board.compute.efficiency.value or 1.0
     bandwidth_efficiency = board.memory.bandwidth_efficiency.value or 1.0
     idle = board.power.idle_w.value or 0.0
-    return _Rates(
+    price = roofline(
         overhead_ms=overhead * 1e-3,
         flops_per_ms=peak * efficiency * 1e9,
-        elements_per_ms=bandwidth * bandwidth_efficiency * 1e6 / _BYTES[precision],
+        elements_per_ms=bandwidth * bandwidth_efficiency * 1e6 / BYTES[precision],
         step=getattr(board.alignment, precision),
-        idle_w=idle,
-        extra_w=most - idle,
-        notes=_notes(board, needed | optional, optional),
     )
+    return _Model(0.0, price, _Power(idle, most - idle), _notes(board, needed | optional, optional))
 
 
 def _known(board: Board, needed: dict[str, Fact]) -> list[float]:

@@ -11,8 +11,10 @@ import typer
 
 import edgelean
 from edgelean.cli import boards, profiles
+from edgelean.cli.calibrate import calibrate
 from edgelean.cli.doctor import doctor
 from edgelean.cli.fit import fit
+from edgelean.cli.measure import measure
 from edgelean.cli.report import report
 from edgelean.errors import EdgeleanError
 
@@ -25,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(fit)
+app.command()(measure)
+app.command()(calibrate)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(boards.app, name="boards")
 app.command()(report)

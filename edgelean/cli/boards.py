@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,12 +46,51 @@ def show_board(
 ) -> None:
     """Show every number of one board with its confidence and its source."""
     from edgelean.board import load_board
-    from edgelean.board.document import knobs_of
 
     board = load_board(name)
     if as_json:
         print_json(board.model_dump(mode="json"))
         return
+    _print_board(board)
+
+
+@app.command("probe")
+def probe_board(
+    target: Annotated[str, typer.Argument(help="local, or ssh://[user@]host[:port].")] = "local",
+    out: Annotated[Path | None, typer.Option("--out", help="Write a board file, which a profile can name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a live device what it is: which board, its memory, power modes, idle power, rails and sensors."""
+    from edgelean.board.write import refuse_to_overwrite, write_board
+    from edgelean.target.describe import probe_device
+    from edgelean.target.probe import probe_this_machine
+
+    if out is not None:
+        refuse_to_overwrite(out)
+    device, board = probe_device(target, out.stem if out else "probed", lambda words: typer.echo(words, err=True))
+    if target == "local" and board.kind == "cpu":
+        board = probe_this_machine(board)
+    if out is not None:
+        write_board(board, out, f"Read off {device.words} by `edgelean boards probe {target}`.")
+    if as_json:
+        print_json({"board": board.model_dump(mode="json"), "sensors": [asdict(found) for found in device.sensors]})
+        return
+    _print_board(board)
+    rows = [("yes" if f.usable else "no", f.name, f.detail, f.remedy) for f in device.sensors]
+    print_table("Sensors", ("", "sensor", "found", "how to get it"), rows, firm=2)
+    missing = ", ".join(key for key, fact in board.facts().items() if fact.value is None)
+    if missing:
+        typer.echo(f"Not known: {missing}. `edgelean calibrate --target {target}` measures what the cost model needs.")
+    if out is None:
+        typer.echo(f"To keep it: edgelean boards probe {target} --out my-board.toml")
+    else:
+        typer.echo(f'Written: {out}. In a profile beside it: board = "{out.name}"')
+
+
+def _print_board(board: Board) -> None:
+    """Print every number of a board with its confidence and its source."""
+    from edgelean.board.document import knobs_of
+
     facts = board.facts()
     units = {knob.key: knob.unit for knob in knobs_of(board)}
     print_table(

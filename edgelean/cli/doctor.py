@@ -9,19 +9,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgelean.cli.tables import print_json, print_table
 from edgelean.errors import DeviceError
 
+if TYPE_CHECKING:
+    from edgelean.sensors import Probe
+
 LEAST_FREE_GB = 2.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's table.
+    """One line of a table of the doctor.
 
     Attributes
     ----------
@@ -41,16 +44,39 @@ class Check:
     remedy: str = ""
 
 
+@dataclass(frozen=True)
+class SensorCheck(Check):
+    """One sensor.
+
+    Attributes
+    ----------
+    tick_ms
+        How often its value is renewed; None where that is not known.
+    resolution
+        The smallest difference that it tells apart.
+    trust
+        Whether its figures can be trusted, in a sentence that begins with yes, with care, or no.
+    """
+
+    tick_ms: float | None = None
+    resolution: str = ""
+    trust: str = ""
+
+
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """Show what this machine offers: runtimes, sensors, TensorRT, disk; and how to get what is missing."""
+    """Show what this machine offers: runtimes, sensors and how far they can be trusted; how to get what is missing."""
     checks = examine()
     if as_json:
         print_json([asdict(check) for check in checks])
         return
-    rows = [("yes" if check.ready else "no", check.name, check.detail, check.remedy) for check in checks]
+    sensors = [check for check in checks if isinstance(check, SensorCheck)]
+    others = [check for check in checks if not isinstance(check, SensorCheck)]
+    rows = [(_yes(check), check.name, check.detail, check.remedy) for check in others]
     print_table("What this machine offers", ("", "what", "found", "how to get it"), rows, firm=2)
+    columns = ("", "sensor", "tick", "resolution", "what it reads, how far to trust it; or what to do")
+    print_table("What reads power here", columns, [_sensor_row(check) for check in sensors], firm=4)
 
 
 def examine() -> tuple[Check, ...]:
@@ -64,10 +90,34 @@ def examine() -> tuple[Check, ...]:
         _check("onnxruntime", _onnxruntime, "pip install onnxruntime"),
         _check("tensorrt", _version_of("tensorrt"), "pip install 'edgelean[tensorrt]'; JetPack brings its own"),
         _check("tensorrt_rtx", _version_of("tensorrt_rtx"), "pip install 'edgelean[tensorrt-rtx]'"),
-        *(Check(f"sensor {p.name}", p.usable, p.detail, p.remedy) for p in probe_sensors()),
+        *(_sensor_check(probe) for probe in probe_sensors()),
         _check("codecarbon", _codecarbon, "pip install codecarbon"),
         _check("disk", _disk, "free some space"),
     )
+
+
+def _sensor_check(probe: Probe) -> SensorCheck:
+    return SensorCheck(
+        f"sensor {probe.name}",
+        probe.usable,
+        probe.detail,
+        probe.remedy,
+        probe.tick_ms,
+        probe.resolution,
+        probe.trust,
+    )
+
+
+def _yes(check: Check) -> str:
+    return "yes" if check.ready else "no"
+
+
+def _sensor_row(check: SensorCheck) -> tuple[str, ...]:
+    """Return the row of a sensor: what it reads above, and below it how far to trust it, or what to do."""
+    tick = "" if check.tick_ms is None else f"{check.tick_ms:.3g} ms"
+    resolution = check.resolution if check.ready else ""
+    below = f"Trust: {check.trust}" if check.ready else f"-> {check.remedy}"
+    return (_yes(check), check.name.removeprefix("sensor "), tick, resolution, f"{check.detail}\n{below}")
 
 
 def _check(name: str, look: Callable[[], str], remedy: str) -> Check:

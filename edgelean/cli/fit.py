@@ -30,7 +30,9 @@ def fit(
         str | None, typer.Option(help="Another latency budget: 2ms, 350us, or 50% of full-size.")
     ] = None,
     energy: Annotated[str | None, typer.Option(help="Another energy budget: 10mJ, or 50% of full-size.")] = None,
-    target: Annotated[str | None, typer.Option(help="Where candidates are measured: local or modelled.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Where candidates are measured: local, modelled or ssh://[user@]host.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run, new or empty; by default under runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,

@@ -153,7 +153,7 @@ def _toml(profile: Profile) -> str:
     """Return the text of a profile file: what is set, and as comments what could be."""
     from edgelean.board.document import knobs_of
 
-    carbon = next(knob for knob in knobs_of(profile) if knob.key == "carbon_g_per_kwh")
+    carbon = [knob for knob in knobs_of(profile) if knob.key in ("country", "carbon_g_per_kwh")]
     lines = [
         "# What a model may cost, and where. Check it after a change: edgelean profiles check FILE",
         "",
@@ -164,7 +164,7 @@ def _toml(profile: Profile) -> str:
         f"batch = {profile.batch}",
         "# What is exported.",
         f"targets = {_literal(profile.targets)}",
-        _comment(carbon),
+        *(_comment(knob) for knob in carbon),
         "",
         "[budgets]",
         '# The median latency of a batch. A tail is bounded with { limit = "2ms", percentile = 99 }.',

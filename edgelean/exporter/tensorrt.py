@@ -6,14 +6,11 @@ import hashlib
 import importlib
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("tensorrt", "tensorrt_rtx")
-"""In the order in which they are tried: the first knows every board, the second builds without a GPU."""
+from edgelean.target.tensorrt import PACKAGES, Ranges, capabilities, configure, logger, parse, serialize
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,6 @@ class EngineNote:
     text: str
     seconds: float
     layers: int
-
-
-class _RefusedError(Exception):
-    """A package cannot build the engine; the message says why."""
 
 
 def build_engine(onnx_path: Path | str, engine_path: Path | str, largest_batch: int) -> EngineNote:
@@ -128,63 +121,23 @@ _REACH = {
 
 def _construct(trt: Any, onnx_path: Path, engine_path: Path, largest_batch: int) -> int:
     """Write the engine and its side-car; returns the number of layers."""
-    log = _log(trt)
-    log.lines.clear()
-    able = capabilities(trt)
-    builder = trt.Builder(log)
-    network = _parse(trt, builder, onnx_path, able, log)
-    config = _config(trt, builder, network, able, largest_batch)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise _RefusedError(log.complaint())
-    made_by = {"package": trt.__name__, "version": str(trt.__version__), "capabilities": able}
+    logger(trt).lines.clear()
+    builder = trt.Builder(logger(trt))
+    network = parse(trt, builder, onnx_path)
+    config = configure(trt, builder, _ranges(network, largest_batch))
+    engine = serialize(trt, builder, network, config)
+    made_by = {"package": trt.__name__, "version": str(trt.__version__), "capabilities": capabilities(trt)}
     facts = {**made_by, "flags": _flags(trt, config), **_source(network, onnx_path, largest_batch)}
     engine_path.write_bytes(engine)
     side_car(engine_path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return int(network.num_layers)
 
 
-def capabilities(trt: Any) -> dict[str, bool]:
-    """Return what this package can do, by looking for the names and not at its version."""
-    return {
-        "strongly_typed": hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
-        "tf32_switch": hasattr(trt.BuilderFlag, "TF32"),
-        "detailed_profiling": hasattr(trt, "ProfilingVerbosity"),
-    }
-
-
-def _parse(trt: Any, builder: Any, onnx_path: Path, able: Mapping[str, bool], log: Any) -> Any:
-    """Return the network of the ONNX file."""
-    if not able["strongly_typed"]:
-        raise _RefusedError(
-            "it has no strongly typed networks, so it would choose the precision itself; use 10 or newer"
-        )
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(onnx_path)):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise _RefusedError("; ".join(_parser_error(error) for error in errors) or log.complaint())
-    return network
-
-
-def _parser_error(error: Any) -> str:
-    operator = error.node_operator() if hasattr(error, "node_operator") else ""
-    return f"operator {operator}: {error.desc()}" if operator else str(error.desc())
-
-
-def _config(trt: Any, builder: Any, network: Any, able: Mapping[str, bool], largest_batch: int) -> Any:
-    """Return the build's configuration: one optimisation profile, and no precision but the graph's."""
-    config = builder.create_builder_config()
-    if able["tf32_switch"]:
-        config.clear_flag(trt.BuilderFlag.TF32)  # it rounds FP32 factors to 10 bits, which is not the FP32 we verified
-    if able["detailed_profiling"]:
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the engine inspector shows no layers
-    profile = builder.create_optimization_profile()
-    for tensor in _inputs(network):
-        shape = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, (1, *shape), (largest_batch, *shape), (largest_batch, *shape))
-    config.add_optimization_profile(profile)
-    return config
+def _ranges(network: Any, largest_batch: int) -> Ranges:
+    """Return the shapes for batches from 1 to the largest, for which the engine is tuned."""
+    shapes = {tensor.name: tuple(tensor.shape)[1:] for tensor in _inputs(network)}
+    largest = {name: (largest_batch, *shape) for name, shape in shapes.items()}
+    return {name: ((1, *shape), largest[name], largest[name]) for name, shape in shapes.items()}
 
 
 def _inputs(network: Any) -> list[Any]:
@@ -209,22 +162,3 @@ def _source(network: Any, onnx_path: Path, largest_batch: int) -> dict[str, Any]
 
 def _tensor(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
-
-
-@cache
-def _log(trt: Any) -> Any:
-    """Return the logger of this package; TensorRT keeps the first that it ever sees, so there is one per process."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the package has no types
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.lines.append(message)
-
-        def complaint(self) -> str:
-            return "; ".join(self.lines) or "it gave no reason"
-
-    return Log()

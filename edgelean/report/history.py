@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgelean.reading import Provenance
-from edgelean.report.model import CutPoint, EpochPoint, ReadingPoint
+from edgelean.report.model import CutPoint, EnergyPart, EpochPoint, ReadingPoint
 
 Event = Mapping[str, Any]
 
@@ -51,6 +51,57 @@ def from_events(events: Iterable[Event]) -> History:
             case "rollback" if "metric_now" in event:
                 cuts = _take_back(cuts)
     return History(tuple(epochs), tuple(readings), tuple(cuts))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a training took, summed over the parts of a resumed run.
+
+    Attributes
+    ----------
+    parts
+        Energy by component and by how it is known; empty where nothing is known.
+    """
+
+    seconds: float
+    parts: tuple[EnergyPart, ...]
+    method: str
+
+    @property
+    def kwh(self) -> float | None:
+        """The whole energy in kWh; None where nothing is known."""
+        return sum(part.kwh for part in self.parts) if self.parts else None
+
+
+def spent_on(events: Iterable[Event], chapter: str) -> Spent:
+    """Return what a training took, by the name of its chapter (``"lean"``, ``"full-size"``)."""
+    pieces = [event for event in events if event["event"] == "energy" and event["chapter"] == chapter]
+    sums: dict[tuple[str, Any], float] = {}
+    for piece in pieces:
+        for name, part in piece["parts"].items():
+            sums[name, part["how"]] = sums.get((name, part["how"]), 0.0) + part["kwh"]
+    method = pieces[-1]["method"] if pieces else "not known"
+    missed_s = sum(piece["seconds"] for piece in pieces if not piece["parts"])
+    if sums and missed_s > 0:
+        method += f"; {missed_s:.0f} s of the training are not in it, because nothing could be read then"
+    parts = tuple(EnergyPart(name, how, kwh) for (name, how), kwh in sums.items())
+    return Spent(sum(piece["seconds"] for piece in pieces), parts, method)
+
+
+def extrapolated(events: Sequence[Event], chapter: str, steps: int) -> Spent | None:
+    """Return what a training would have taken in so many steps at its pace before the first cut; None without a cut.
+
+    The power is taken to be that of the whole training, so every part of it is an estimate.
+    """
+    first = next((event for event in events if event["event"] == "cut"), None)
+    if first is None:
+        return None
+    spent, seconds = spent_on(events, chapter), float(first["step_s"] * steps)
+    scaled: dict[str, float] = {}
+    for part in spent.parts:
+        if part.how != "unknown" and spent.seconds > 0:
+            scaled[part.component] = scaled.get(part.component, 0.0) + part.kwh * seconds / spent.seconds
+    return Spent(seconds, tuple(EnergyPart(name, "estimated", kwh) for name, kwh in scaled.items()), spent.method)
 
 
 def _reading_point(event: Event) -> ReadingPoint:

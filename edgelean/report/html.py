@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from edgelean.reading import Provenance
 from edgelean.report import numbers, story
+from edgelean.report.footprint import footprint
 from edgelean.report.model import EpochPoint, ReadingPoint, Report, Spectrum, Verdict
 from edgelean.report.plots import Line, Mark, Tone, Trend, draw_spectrum, draw_trend
 
@@ -92,6 +93,7 @@ def _context(report: Report) -> dict[str, Any]:
         "provenance": story.provenances(point.provenance for point in report.readings),
         "times": story.time_shares(report),
         "overhead": story.overhead_text(report),
+        "footprint": footprint(report),
         "sizes": numbers.scaled([file.bytes for file in report.bundle], "bytes"),
         "metric": lambda value: numbers.metric_text(report.metric_name, value),
     }

@@ -54,6 +54,21 @@ class Verdict:
     percentile: float
 
 
+@dataclass(frozen=True)
+class EnergyPart:
+    """Energy that one component took for a training, and how it is known; of an unknown one ``kwh`` is 0.
+
+    Attributes
+    ----------
+    component
+        ``"cpu"``, ``"gpu"``, ``"ram"``.
+    """
+
+    component: str
+    how: Literal["measured", "estimated", "unknown"]
+    kwh: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Side:
     """One side of the comparison: the full-size model or the lean one. None means unknown; the notes say why.
@@ -68,6 +83,8 @@ class Side:
         Size: parameters, multiply-accumulates per inference, bytes of the largest-precision artifact.
     training_s, training_kwh, training_co2_g, training_note
         What the training cost, and a remark such as ``"estimated from its step time"``.
+    training_parts
+        ``training_kwh`` by component; empty when nothing is known about it.
     """
 
     accuracy: float | None
@@ -83,6 +100,7 @@ class Side:
     training_kwh: float | None
     training_co2_g: float | None
     energy_provenance: Provenance | None = None
+    training_parts: tuple[EnergyPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,8 +218,8 @@ class Report:
         ``(what, why)``: parts of the model that were left alone.
     references
         Citations of the methods that were used.
-    training_energy_method
-        How the energy of the training was found.
+    training_energy_method, electricity
+        How the energy of the training was found, and what a kWh of it stands for in CO2.
     commands
         Shell commands that run what is in the bundle.
     """
@@ -236,6 +254,7 @@ class Report:
     refused: tuple[tuple[str, str], ...]
     references: tuple[str, ...]
     training_energy_method: str
+    electricity: str = ""
     commands: tuple[str, ...] = ()
 
     @property

@@ -40,7 +40,9 @@ def against(value: float, limit: float, unit: str) -> str:
     return f"{left} {unit} of {right} {unit}"
 
 
-def scaled(values: Sequence[float | None], unit: str) -> tuple[str, ...]:
+def scaled(
+    values: Sequence[float | None], unit: str, like: Sequence[float | None] | None = None, digits: int = 3
+) -> tuple[str, ...]:
     """Return the values of one row in the unit that suits them (their geometric mean), each with that unit.
 
     Parameters
@@ -49,15 +51,19 @@ def scaled(values: Sequence[float | None], unit: str) -> tuple[str, ...]:
         Figures in ``unit``; None is unknown.
     unit
         ``"bytes"``, ``"kWh"``, ``"g"``, ``"count"``, or ``"whole"`` for a count that is written out.
+    like
+        Other figures whose unit is taken.
+    digits
+        Significant digits of the smallest value.
     """
-    known = [math.log(value) for value in values if value is not None and value > 0]
+    known = [math.log(value) for value in like or values if value is not None and value > 0]
     typical = math.exp(sum(known) / len(known)) if known else 0.0
     steps = _SCALES[unit]
     factor, name = next((step for step in steps if typical >= step[0]), steps[-1])
     texts = (
         tuple(UNKNOWN if value is None else f"{value:,.0f}" for value in values)
         if name in ("", "B")
-        else aligned([None if value is None else value / factor for value in values])
+        else aligned([None if value is None else value / factor for value in values], digits)
     )
     return tuple(text if text == UNKNOWN else f"{text} {name}".rstrip() for text in texts)
 

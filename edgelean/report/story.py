@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from edgelean.reading import Provenance
 from edgelean.report import numbers
+from edgelean.report.footprint import certainty
 from edgelean.report.model import Report, Side, Verdict
 from edgelean.verifier import ArtifactCheck
 
@@ -25,7 +26,8 @@ class Row:
     Attributes
     ----------
     provenance
-        The word of the figures where they are latency or energy, else empty.
+        The word of the figures where they are latency or energy, else empty; a training's energy is measured,
+        estimated, or partly estimated.
     note
         What limits the figures of this line.
     """
@@ -121,8 +123,9 @@ def comparison(report: Report) -> tuple[Row, ...]:
         _row("Artifact", full.artifact_bytes, lean.artifact_bytes, "bytes"),
         Row("Training time", numbers.duration(full.training_s), numbers.duration(lean.training_s),
             numbers.ratio(full.training_s, lean.training_s), _both(full.training_note, lean.training_note)),
-        _row("Training energy", full.training_kwh, lean.training_kwh, "kWh", report.training_energy_method),
-        _row("Training CO₂", full.training_co2_g, lean.training_co2_g, "g"),
+        replace(_row("Training energy", full.training_kwh, lean.training_kwh, "kWh", report.training_energy_method),
+                provenance=certainty((*full.training_parts, *lean.training_parts))),
+        _row("Training CO₂", full.training_co2_g, lean.training_co2_g, "g", report.electricity),
     )  # fmt: skip
 
 

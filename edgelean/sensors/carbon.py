@@ -1,12 +1,13 @@
 """The energy of the training itself, through codecarbon, and its estimate of what this machine draws.
 
 codecarbon is used for energy only. Its carbon intensity follows a country that it may guess wrong, so the grams of CO2
-are computed here from the intensity that the profile states.
+come from :mod:`edgelean.electricity`.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +23,21 @@ UNKNOWN_PROCESSOR_W = 85.0
 """What codecarbon takes a processor to need that it cannot even name."""
 
 
+COUNTED_MODES = ("intel_rapl", "windows_emi", "intel_power_gadget")
+COUNTED_CHIPS = ("AppleSiliconChip", "Raspberry")
+"""How codecarbon names what it reads from a sensor; everything else about processors and memory is its guess."""
+
+How = Literal["measured", "estimated", "unknown"]
+
+
 class Part(NamedTuple):
-    """Energy of one component in kWh, and whether it was read from a counter or guessed from a data sheet."""
+    """Energy of one component in kWh, and whether it was read from a sensor or guessed from a data sheet.
+
+    The energy of a GPU that works and could not be read is unknown, and 0 here.
+    """
 
     kwh: float
-    how: Literal["measured", "estimated"]
+    how: How
 
 
 @dataclass(frozen=True)
@@ -135,12 +146,30 @@ def _silence() -> None:
 
 
 def _parts(tracker: Any) -> dict[str, Part]:
-    """Take the energy apart; what is not known to be a counter counts as estimated."""
+    """Take the energy apart; what is not known to come from a sensor counts as estimated."""
     data = tracker.final_emissions_data
-    counted = any(getattr(item, "_mode", "") == "intel_rapl" for item in getattr(tracker, "_hardware", ()))
+    counted = {part for item in getattr(tracker, "_hardware", ()) for part in _counted(item)}
+    energies = {"cpu": float(data.cpu_energy), "gpu": float(data.gpu_energy), "ram": float(data.ram_energy)}
     parts = {
-        "cpu": Part(float(data.cpu_energy), "measured" if counted else "estimated"),
-        "gpu": Part(float(data.gpu_energy), "measured"),
-        "ram": Part(float(data.ram_energy), "estimated"),
+        name: Part(kwh, "measured" if name == "gpu" or name in counted else "estimated")
+        for name, kwh in energies.items()
+        if kwh > 0
     }
-    return {name: part for name, part in parts.items() if part.kwh > 0}
+    if "gpu" not in parts and _gpu_works():
+        parts["gpu"] = Part(0.0, "unknown")
+    return parts
+
+
+def _counted(item: Any) -> tuple[str, ...]:
+    """Return the component whose energy this piece of codecarbon's hardware reads from a sensor."""
+    if getattr(item, "_mode", "") in COUNTED_MODES:
+        return ("cpu",)
+    if type(item).__name__ in COUNTED_CHIPS:
+        return (str(item.chip_part).lower(),)
+    return ()
+
+
+def _gpu_works() -> bool:
+    """Return whether torch uses a GPU in this process, without importing or starting anything."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return cuda is not None and bool(cuda.is_initialized())

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgelean.board.cost import Node, Operator, fuse
+from edgelean.board.cost import Detail, Node, Operator, convolution_form, fuse, unfused
+from edgelean.board.model import Form
 from edgelean.shrink.labels import Dimension, Labels, Value
 from edgelean.shrink.rules import Extent
 from edgelean.shrink.trace import Step, Trace
 
 Size = tuple[float, tuple[tuple[str, float], ...]]
 """A number of elements: a fixed part, and so many per unit of each axis."""
+
+Product = tuple[float, tuple[Size, ...]]
+"""A fixed number times sizes that depend on the axes."""
+
+Sum = tuple[float, tuple[Product, ...]]
+"""A fixed number plus products that depend on the axes."""
+
+EXPONENTIALS: Mapping[str, float] = {
+    **dict.fromkeys(("celu", "cos", "elu", "elu_", "exp", "expm1", "hardswish", "hardswish_", "log", "pow"), 1.0),
+    **dict.fromkeys(("rsqrt", "selu", "sigmoid", "sigmoid_", "silu", "silu_", "sin", "softplus", "sqrt", "tanh"), 1.0),
+    **dict.fromkeys(("erf", "gelu", "mish"), 3.0),
+}
+"""Pointwise operators that take about so many exponentials an element; all others take a few instructions."""
+
+NORMS = {"layer_norm", "group_norm", "rms_norm", "softmax", "log_softmax", "_softmax"}
+"""Reductions that also compute every element anew, which takes about as long as an exponential."""
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """What a convolution or a matrix product computes, each a product of sizes.
+
+    Attributes
+    ----------
+    taps
+        Kernel positions, a factor of the arithmetic.
+    """
+
+    form: Form
+    rows: Product
+    columns: Product
+    depth: Product
+    stacks: Product
+    taps: int
 
 
 @dataclass(frozen=True)
@@ -22,16 +58,21 @@ class Group:
     Attributes
     ----------
     contraction
-        Rows, columns and depth, each a product of sizes; None for everything else.
-    taps
-        Kernel positions, a factor of the arithmetic.
+        None for all but convolutions and matrix products.
+    moved, weights
+        Elements of the tensors that are read and written, and of those that are the same in every call.
+    passes, light, heavy
+        See :class:`edgelean.board.cost.Detail`.
     """
 
     name: str
     kind: str
-    contraction: tuple[tuple[Size, ...], tuple[Size, ...], tuple[Size, ...]] | None
-    taps: int
-    moved: tuple[tuple[Size, ...], ...]
+    contraction: Contraction | None
+    moved: Sum
+    weights: Sum
+    passes: int
+    light: Sum
+    heavy: Sum
 
 
 @dataclass(frozen=True)
@@ -51,7 +92,8 @@ class Structure:
 
     def operators(self, keep: Mapping[str, int]) -> tuple[Operator, ...]:
         """Return the launched operators of the model that keeps so many units of each axis."""
-        return tuple(_operator(group, {**self.full, **keep}) for group in self.groups)
+        units = {**self.full, **keep}
+        return tuple(_operator(group, units) for group in self.groups)
 
     def macs(self, keep: Mapping[str, int]) -> int:
         """Return the multiply-accumulates of one inference (one sample)."""
@@ -60,7 +102,7 @@ class Structure:
     def parameters(self, keep: Mapping[str, int]) -> int:
         """Return the number of elements of all parameters and buffers that the graph reads."""
         units = {**self.full, **keep}
-        return round(sum(_product(extent, units) for extent in self.tensors.values()))
+        return round(_sum(_total(self.tensors.values()), units))
 
 
 def structure_of(found: Trace, roots: Mapping[int, tuple[str, int]]) -> Structure:
@@ -72,7 +114,7 @@ def structure_of(found: Trace, roots: Mapping[int, tuple[str, int]]) -> Structur
         For every removable unit (a root label) the axis it belongs to, and how many units that has.
     """
     steps = found.steps
-    nodes = [Node(step.name, step.flow.kind, step.inputs, step.name) for step in steps]
+    nodes = [_node(step) for step in steps]
     sizes = _Sizes(found.labels, roots)
     values = dict(found.values)
     for step in steps:
@@ -105,27 +147,104 @@ class _Sizes:
 
 def _group(steps: list[Step], values: Mapping[str, Value], sizes: _Sizes) -> Group:
     inside = {step.name for step in steps}
-    read = dict.fromkeys(name for step in steps for name in step.inputs if name not in inside)
-    moved = [sizes.of_value(values[name]) for name in read if name in values]
+    read = dict.fromkeys(name for step in steps for name in step.inputs if name not in inside and name in values)
+    moved = [sizes.of_value(values[name]) for name in read]
     moved.extend(sizes.of_value(out) for out in steps[-1].flow.outputs)
-    flow = steps[0].flow
-    contraction = None
-    if flow.kind == "contract":
-        contraction = (sizes.of_extent(flow.rows), sizes.of_extent(flow.columns), sizes.of_extent(flow.depth))
-    kind = "unknown" if flow.unknown else flow.kind
-    return Group(steps[0].name, kind, contraction, flow.taps, tuple(moved))
+    first = steps[0]
+    weights = [sizes.of_value(values[name]) for name in read if values[name].constant]
+    passes, light, heavy = _work(steps, values, sizes)
+    return Group(
+        first.name,
+        "unknown" if first.flow.unknown else first.flow.kind,
+        _contraction(first, values, sizes) if first.flow.kind == "contract" else None,
+        _total(moved),
+        _total(weights),
+        passes,
+        light,
+        heavy,
+    )
+
+
+def _contraction(step: Step, values: Mapping[str, Value], sizes: _Sizes) -> Contraction:
+    flow = step.flow
+    form: Form = "product"
+    stacks: Extent = ()
+    left, right = (values[name] for name in step.inputs[:2]) if len(step.inputs) > 1 else (values[step.inputs[0]],) * 2
+    if step.operator.startswith("conv"):
+        groups = left.shape[1] // right.shape[1]
+        form = convolution_form(groups, right.shape[1], len(right.shape) - 2)
+        stacks = ((left.shape[1], left.labels[1]),) if form == "depthwise" else ((groups, None),)
+    elif not (left.constant or right.constant):
+        stacks = flow.rows[:-1]
+    rows, columns, depth, stacked = (
+        _reduced(sizes.of_extent(extent)) for extent in (flow.rows, flow.columns, flow.depth, stacks)
+    )
+    return Contraction(form, rows, columns, depth, stacked, flow.taps)
+
+
+def _work(steps: Sequence[Step], values: Mapping[str, Value], sizes: _Sizes) -> tuple[int, Sum, Sum]:
+    """Return the pointwise passes of a group, and the elements that are computed lightly and with exponentials."""
+    constants = {name for step in steps for name in step.inputs if name in values and values[name].constant}
+    exponentials = [EXPONENTIALS.get(step.operator, 0.0) for step in steps]
+    results = [sizes.of_value(step.flow.outputs[0]) for step in steps]
+    passes = unfused([_node(step) for step in steps], exponentials, constants)
+    light = [results[place] for place, each in passes if not each]
+    if _has_loose_bias(steps[0]):
+        light.append(results[0])
+    heavy = [(_fixed(each), *results[place]) for place, each in passes if each]
+    count = len(light) + len(heavy)
+    heavy.extend(result for step, result in zip(steps, results, strict=True) if step.operator in NORMS)
+    return count, _total(light), _total(heavy)
+
+
+def _has_loose_bias(step: Step) -> bool:
+    """Tell whether a bias is added to a stack of products, which only a product of two dimensions takes in."""
+    return step.operator == "linear" and len(step.inputs) > 2 and len(step.flow.outputs[0].shape) > 2
+
+
+def _node(step: Step) -> Node:
+    return Node(step.name, step.flow.kind, step.inputs, step.name)
+
+
+def _fixed(number: float) -> Size:
+    return number, ()
 
 
 def _operator(group: Group, units: Mapping[str, int]) -> Operator:
-    elements = sum(_product(extent, units) for extent in group.moved)
-    if group.contraction is None:
-        return Operator(group.name, group.kind, 0.0, elements)
-    rows, columns, depth = (_product(extent, units) for extent in group.contraction)
-    return Operator(group.name, group.kind, 2 * rows * columns * depth * group.taps, elements, rows, columns, depth)
+    elements, weights = _sum(group.moved, units), _sum(group.weights, units)
+    light, heavy = _sum(group.light, units), _sum(group.heavy, units)
+    computed = group.contraction
+    if computed is None:
+        detail = Detail(None, 1.0, weights, group.passes, light, heavy)
+        return Operator(group.name, group.kind, 0.0, elements, detail=detail)
+    rows, columns, depth, stacks = (
+        _product(product, units) for product in (computed.rows, computed.columns, computed.depth, computed.stacks)
+    )
+    detail = Detail(computed.form, stacks, weights, group.passes, light, heavy)
+    flops = 2 * rows * columns * depth * computed.taps
+    return Operator(group.name, group.kind, flops, elements, rows, columns, depth, detail)
 
 
-def _product(extent: tuple[Size, ...], units: Mapping[str, int]) -> float:
-    product = 1.0
-    for fixed, terms in extent:
-        product *= fixed + sum(each * units[axis] for axis, each in terms)
-    return product
+def _total(extents: Iterable[tuple[Size, ...]]) -> Sum:
+    """Return the sum of products of sizes, its fixed products added up."""
+    products = [_reduced(extent) for extent in extents]
+    return sum(factor for factor, sizes in products if not sizes), tuple(one for one in products if one[1])
+
+
+def _reduced(extent: tuple[Size, ...]) -> Product:
+    """Return a product of sizes, its fixed sizes multiplied."""
+    return math.prod(fixed for fixed, terms in extent if not terms), tuple(size for size in extent if size[1])
+
+
+def _sum(total: Sum, units: Mapping[str, int]) -> float:
+    fixed, products = total
+    return fixed + sum(_product(product, units) for product in products)
+
+
+def _product(product: Product, units: Mapping[str, int]) -> float:
+    result, sizes = product
+    for fixed, terms in sizes:
+        for axis, each in terms:
+            fixed += each * units[axis]
+        result *= fixed
+    return result

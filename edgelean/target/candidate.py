@@ -41,7 +41,7 @@ class Target(Protocol):
 
     @property
     def name(self) -> str:
-        """``"local"`` or ``"modelled"``."""
+        """``"local"``, ``"modelled"``, or the address of a board."""
         ...
 
     @property

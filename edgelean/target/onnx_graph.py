@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgelean.board.cost import Kind, Node, Operator, fuse, views
+from edgelean.board.cost import Detail, Kind, Node, Operator, convolution_form, fuse, unfused, views
+from edgelean.board.model import Form
 from edgelean.errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -37,6 +39,21 @@ _KINDS: Mapping[Kind, str] = {
 KIND_OF: Mapping[str, Kind] = {operator: kind for kind, names in _KINDS.items() for operator in names.split()}
 """How each ONNX operator is launched; an operator that is not here counts by its traffic alone."""
 
+EXPONENTIALS: Mapping[str, float] = dict.fromkeys(
+    ["Celu", "Cos", "Elu", "Exp", "HardSwish", "Log", "Pow", "Selu", "Sigmoid", "Sin", "Softplus", "Sqrt", "Tanh"], 1.0
+) | dict.fromkeys(["Erf", "Gelu", "Mish"], 3.0)
+"""Pointwise operators that take about so many exponentials an element; all others take a few instructions."""
+
+NORMS = {
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LogSoftmax",
+    "RMSNormalization",
+    "Softmax",
+}
+"""Reductions that also compute every element anew, which takes about as long as an exponential."""
+
 
 def operators_of(model: onnx.ModelProto | Path, batch: int) -> tuple[Operator, ...]:
     """Return the fused operators of a model for one batch.
@@ -63,8 +80,8 @@ def operators_of(model: onnx.ModelProto | Path, batch: int) -> tuple[Operator, .
     shapes = _shapes(graph, constants)
     live = [node for node in graph.node if not constants.issuperset(node.output)]
     nodes = [_node(index, node) for index, node in enumerate(live)]
-    viewed = views(nodes)
-    return tuple(_operator(nodes[group[0]], [live[i] for i in group], shapes, viewed) for group in fuse(nodes))
+    known = _Graph(shapes, views(nodes), constants)
+    return tuple(_operator([nodes[i] for i in group], [live[i] for i in group], known) for group in fuse(nodes))
 
 
 def _node(index: int, node: onnx.NodeProto) -> Node:
@@ -155,28 +172,55 @@ def _shapes(graph: onnx.GraphProto, constants: set[str]) -> dict[str, Shape]:
     return shapes
 
 
-def _operator(
-    first: Node, group: Sequence[onnx.NodeProto], shapes: Mapping[str, Shape], viewed: Mapping[str, str]
-) -> Operator:
+@dataclass(frozen=True)
+class _Graph:
+    """What is known of a graph: the shapes of its tensors, those that are views, and those that depend on no input."""
+
+    shapes: Mapping[str, Shape]
+    viewed: Mapping[str, str]
+    constants: Set[str]
+
+    def elements(self, names: Iterable[str]) -> float:
+        return float(sum(math.prod(self.shapes[name]) for name in names if name in self.shapes))
+
+    def has_loose_bias(self, group: Sequence[onnx.NodeProto]) -> bool:
+        """Tell whether a bias is added to a stack of products, which only a product of two dimensions takes in."""
+        kinds, shape = [node.op_type for node in group[:2]], self.shapes.get(group[0].output[0], ())
+        return kinds == ["MatMul", "Add"] and len(shape) > 2 and not self.constants.isdisjoint(group[1].input)
+
+
+def _operator(nodes: Sequence[Node], group: Sequence[onnx.NodeProto], graph: _Graph) -> Operator:
     """Return one operator: its first node's arithmetic, and the traffic of the whole group."""
+    first = nodes[0]
     written = {output for node in group for output in node.output}
-    read = {viewed.get(name, name) for node in group for name in node.input if name} - written
+    read = {graph.viewed.get(name, name) for node in group for name in node.input if name} - written
     results = {output for output in group[-1].output if output}
-    inputs, outputs = _elements(read, shapes), _elements(results, shapes)
-    if first.kind == "contract":
-        return _contraction(first.name, group[0], shapes, inputs + outputs)
-    if group[0].op_type not in KIND_OF or not shapes.keys() >= read | results:
-        return Operator(f"{group[0].op_type} {first.name}", "unknown", 0.0, inputs + outputs)
+    inputs, outputs, weights = (graph.elements(names) for names in (read, results, read & graph.constants))
     if first.kind == "move":
         inputs = min(inputs, outputs)
-    return Operator(first.name, first.kind, 0.0, inputs + outputs)
+    detail = _work(nodes, group, graph, min(weights, inputs))
+    if first.kind == "contract":
+        return _contraction(first.name, group[0], graph, inputs + outputs, detail)
+    if group[0].op_type not in KIND_OF or not graph.shapes.keys() >= read | results:
+        return Operator(f"{group[0].op_type} {first.name}", "unknown", 0.0, inputs + outputs, detail=detail)
+    return Operator(first.name, first.kind, 0.0, inputs + outputs, detail=detail)
 
 
-def _elements(names: Iterable[str], shapes: Mapping[str, Shape]) -> float:
-    return float(sum(math.prod(shapes[name]) for name in names if name in shapes))
+def _work(nodes: Sequence[Node], group: Sequence[onnx.NodeProto], graph: _Graph, weights: float) -> Detail:
+    """Return the elements that a group computes beside its contraction."""
+    exponentials = [EXPONENTIALS.get(node.op_type, 0.0) for node in group]
+    sizes = [graph.elements(node.output[:1]) for node in group]
+    passes = [(sizes[place], each) for place, each in unfused(nodes, exponentials, graph.constants)]
+    if graph.has_loose_bias(group):
+        passes.append((sizes[0], 0.0))
+    light = sum(size for size, each in passes if not each)
+    heavy = sum(each * size for size, each in passes)
+    heavy += sum(size for node, size in zip(group, sizes, strict=True) if node.op_type in NORMS)
+    return Detail(weights=weights, passes=len(passes), light=light, heavy=heavy)
 
 
-def _contraction(name: str, node: onnx.NodeProto, shapes: Mapping[str, Shape], elements: float) -> Operator:
+def _contraction(name: str, node: onnx.NodeProto, graph: _Graph, elements: float, detail: Detail) -> Operator:
+    shapes = graph.shapes
     missing = [tensor for tensor in (*node.input[:2], node.output[0]) if tensor not in shapes]
     if missing:
         raise InputError(
@@ -195,7 +239,16 @@ def _contraction(name: str, node: onnx.NodeProto, shapes: Mapping[str, Shape], e
         columns = result[-1] if len(right) > 1 else 1
         rows, depth = math.prod(result) / columns, left[0 if _integer(node, "transA", 0) else -1]
     positions = math.prod(right[2:]) if node.op_type.startswith("Conv") else 1
-    return Operator(name, "contract", 2.0 * rows * columns * depth * positions, elements, rows, columns, depth)
+    form: Form = "product"
+    stacks = 1
+    if node.op_type.startswith("Conv"):
+        stacks = _integer(node, "group", 1)
+        form = convolution_form(stacks, right[1], len(right) - 2, node.op_type == "ConvTranspose")
+    elif graph.constants.isdisjoint(node.input[:2]):
+        stacks = math.prod(result[:-2])
+    detail = replace(detail, form=form, stacks=float(stacks))
+    flops = 2.0 * rows * columns * depth * positions
+    return Operator(name, "contract", flops, elements, rows, columns, depth, detail)
 
 
 def _integer(node: onnx.NodeProto, attribute: str, default: int) -> int:

@@ -12,7 +12,7 @@ from edgelean.board import Board, Fact, load_board
 from edgelean.sensors import estimate_power, find_sensor
 from edgelean.sensors.window import Work
 from edgelean.target.latency import Patience, time_calls
-from edgelean.target.session import open_session
+from edgelean.target.runtime import OnnxRuntimeCpu
 
 ADDS = 16
 SIDE = 384
@@ -110,6 +110,4 @@ def _kernel(kind: str, shape: tuple[int, ...], repeats: int = 1) -> Work:
     )
     graph = helper.make_graph(nodes, "probe", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = open_session(model.SerializeToString())
-    feeds = {"x0": np.full(shape, 0.5, np.float32)}
-    return lambda: session.run(None, feeds)
+    return OnnxRuntimeCpu().open(model.SerializeToString(), {"x0": np.full(shape, 0.5, np.float32)})
