@@ -16,7 +16,11 @@ from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import export_onnx
 from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
+from edgelean.shrink import law
 from edgelean.shrink.axes import Anatomy, dissect
+from edgelean.shrink.plan import Plan
+from edgelean.shrink.prove import Proof, prove
+from edgelean.shrink.trace import trace
 from edgelean.stopwatch import Stopwatch
 from edgelean.target import Candidate, Target
 from edgelean.target.candidate import Feeds
@@ -60,11 +64,21 @@ class Bench:
         self.batch = tuple(_resized(x, profile.batch) for x in example)
         self.probe = tuple(_resized(x, PROBE_SAMPLES) for x in example)
         self._stopwatch = stopwatch
+        self._proof: Proof | None = None
         self.look()
 
     def look(self) -> None:
-        """Take the model apart as it is now."""
-        self.anatomy = dissect(self.model, self.batch)
+        """Take the model apart as it is now; the first time, prove which axes can be cut."""
+        found = dissect(self.model, self.batch)
+        if self._proof is None:
+            self._proof = prove(self.model, found, self.probe)
+        self.anatomy = self._proof.applied(found)
+
+    def expected(self, plan: Plan) -> list[Tensor]:
+        """Return what the model has to compute on the probe once a plan is applied."""
+        if self.anatomy.statistics.isdisjoint(cut.axis for cut in plan.cuts):
+            return law.outputs(self.model, law.masked(self.model, plan), self.probe)
+        return law.Reference(self.model, trace(self.model, self.probe), self.probe).outputs(plan)
 
     def cost(self, keep: Mapping[str, int]) -> Costs:
         """Return the predicted latency in ms and energy in mJ of the model that keeps so many units of each axis."""

@@ -11,6 +11,7 @@ import typer
 
 import edgelean
 from edgelean.cli import boards, profiles
+from edgelean.cli.axes import axes
 from edgelean.cli.doctor import doctor
 from edgelean.cli.fit import fit
 from edgelean.cli.report import report
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(fit)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(boards.app, name="boards")
+app.command()(axes)
 app.command()(report)
 app.command()(doctor)
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from edgelean.shrink.axes import Anatomy
 from edgelean.shrink.cut import Tensors, tensors_of
 from edgelean.shrink.plan import Plan
-from edgelean.shrink.scores import Flow, readers
+from edgelean.shrink.scores import Flow
 
 _CONVOLVE: dict[type[nn.Module], Any] = {
     nn.Conv1d: functional.conv1d,
@@ -43,7 +43,7 @@ def shifts(model: nn.Module, anatomy: Anatomy, plan: Plan, flows: Mapping[str, F
     amounts: Tensors = {}
     for cut in plan.cuts:
         axis = anatomy.axes[cut.axis]
-        for path, slot in readers(axis) if cut.removed else ():
+        for path, slot in axis.readers if cut.removed else ():
             module, flow = model.get_submodule(path), flows.get(path, Flow())
             place = _place(module, path, anatomy)
             if flow.mean is None or place is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from edgelean.shrink.labels import Dimension, Labels, Value
 from edgelean.shrink.rules import Extent
 from edgelean.shrink.trace import Step, Trace
 
-Size = tuple[float, tuple[tuple[str, float], ...]]
-"""A number of elements: a fixed part, and so many per unit of each axis."""
+Size = tuple[tuple[float, tuple[str, ...]], ...]
+"""A number of elements: a sum of terms, each a factor times the units of some axes (none for a fixed part)."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,23 @@ def structure_of(found: Trace, roots: Mapping[int, tuple[str, int]]) -> Structur
 class _Sizes:
     def __init__(self, labels: Labels, roots: Mapping[int, tuple[str, int]]) -> None:
         self._labels, self._roots = labels, roots
+        self._known: dict[tuple[int, ...], Size] = {}
 
-    def of(self, size: int, labels: Dimension) -> Size:
-        """Return a dimension as a fixed part and so many elements per unit of each axis."""
-        if labels is None:
-            return float(size), ()
-        places = [self._roots.get(root) for root in self._labels.roots(labels).tolist()]
-        counts = Counter(place for place in places if place is not None)
-        fixed = size - sum(counts.values())
-        return float(fixed), tuple((axis, count / units) for (axis, units), count in counts.items())
+    def of(self, size: int, line: Dimension) -> Size:
+        """Return a dimension as a sum of terms, each of them so many elements per unit of some axes."""
+        if line is None:
+            return ((float(size), ()),)
+        key = tuple(line.tolist())
+        if key not in self._known:
+            counts = Counter(tuple(sorted(self._axes(label))) for label in key)
+            self._known[key] = tuple(
+                (count / math.prod(units for _, units in axes), tuple(name for name, _ in axes))
+                for axes, count in counts.items()
+            )
+        return self._known[key]
+
+    def _axes(self, label: int) -> set[tuple[str, int]]:
+        return {self._roots[atom] for atom in self._labels.atoms(label) if atom in self._roots}
 
     def of_extent(self, extent: Extent) -> tuple[Size, ...]:
         return tuple(self.of(size, labels) for size, labels in extent)
@@ -126,6 +135,11 @@ def _operator(group: Group, units: Mapping[str, int]) -> Operator:
 
 def _product(extent: tuple[Size, ...], units: Mapping[str, int]) -> float:
     product = 1.0
-    for fixed, terms in extent:
-        product *= fixed + sum(each * units[axis] for axis, each in terms)
+    for terms in extent:
+        size = 0.0
+        for factor, axes in terms:
+            for axis in axes:
+                factor *= units[axis]
+            size += factor
+        product *= size
     return product
