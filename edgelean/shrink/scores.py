@@ -35,7 +35,13 @@ _CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
 
-OBSERVED = ("mean", "square", "fisher", "inputs")
+OBSERVED = ("mean", "square", "second", "fisher", "inputs")
+
+WIDEST_SECOND = 1024
+"""Up to so many features their second moments are kept in pairs, for the refit."""
+
+MOST_COLUMNS = 8192
+"""So many positions of a batch are enough for second moments."""
 
 SEQUENCES = 32
 """So many recorded sequences tell what a state space layer really reads."""
@@ -49,6 +55,8 @@ class Flow:
     ----------
     mean, square
         Running moments of what it reads, ``[features]``.
+    second
+        Running second moments of pairs of features, ``[features, features]``; None where there are too many.
     fisher
         Running Fisher information of the loss at what it reads or, for a state space layer, writes, ``[features]``.
     inputs
@@ -59,6 +67,7 @@ class Flow:
 
     mean: Tensor | None = None
     square: Tensor | None = None
+    second: Tensor | None = None
     fisher: Tensor | None = None
     inputs: Tensor | None = None
     space: tuple[int, ...] = ()
@@ -142,6 +151,9 @@ class Scores:
             flow.space = tuple(x.shape[2:])
             flow.blend("mean", features.mean(1))
             flow.blend("square", features.square().mean(1))
+            if len(features) <= WIDEST_SECOND:
+                some = features[:, :: -(-features.shape[1] // MOST_COLUMNS)]
+                flow.blend("second", some @ some.T / some.shape[1])
             # A view of its own, so that the gradient is what flows through this reader and no other.
             own = x.view_as(x)
             _on_gradient(own, lambda g: flow.blend("fisher", _fisher(module, g)))
@@ -216,7 +228,8 @@ class Scores:
                 continue
             flow, key = self.flows.get(path, Flow()), f"{slot[0]}[{slot[1]}]"
             for name, moment in flow.tensors().items():
-                setattr(flow, name, moment[_others(len(moment), gone[slot])])
+                left = _others(len(moment), gone[slot])
+                setattr(flow, name, moment[left][:, left] if name == "second" else moment[left])
             if key in self.slopes:
                 self.slopes[key] = self.slopes[key][_others(len(self.slopes[key]), gone[slot])]
 
