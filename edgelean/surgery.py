@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -60,13 +60,17 @@ def operate(patient: Patient, plan: Plan, scores: Scores) -> Operation:
     bench, ranks, network = patient.bench, patient.ranks, patient.bench.model
     channels, states = replace(plan, states={}), replace(plan, removals=(), scales=())
     whole, expected = ranks.together(lambda: (_outputs(bench), bench.expected(channels)))
-    amounts = ranks.same_tensors(refit.shifts(network, bench.anatomy, channels, scores.flows))
+    copies = [counterpart(each, network) for each in patient.followers if isinstance(each, nn.Module)]
+    repairs = [
+        (each, ranks.same_tensors(refit.amounts(each, bench.anatomy, channels, scores.flows)))
+        for each in (network, *copies)
+    ]
     seen = {path: inputs for path in plan.states if (inputs := scores.flows[path].inputs) is not None}
     read = ranks.same_tensors(seen)
     notes = list(apply(patient.model, channels, *patient.followers).notes)
     found = ranks.together(lambda: _outputs(bench))
     error = ranks.together(lambda: law.check(expected, found))
-    _refit(patient, amounts, channels, whole, law.distance(whole, found))
+    _refit(patient, repairs, channels, whole, law.distance(whole, found))
     truncated = apply(patient.model, states, *patient.followers, read=read)
     for path, reduction in truncated.reductions.items():
         layer = state_layer(network, path)
@@ -91,16 +95,21 @@ def _outputs(bench: Bench) -> list[Tensor]:
     return law.outputs(bench.model, tensors_of(bench.model), bench.probe)
 
 
-def _refit(patient: Patient, amounts: Mapping[str, Tensor], plan: Plan, whole: list[Tensor], distance: float) -> None:
-    """Let biases take over the mean of what went, if that brings the outputs nearer to the uncut model's."""
-    network = patient.bench.model
-    before: Tensors = cloned({name: tensors_of(network)[name] for name in amounts})
+def _refit(
+    patient: Patient, repairs: Sequence[tuple[nn.Module, Tensors]], plan: Plan, whole: list[Tensor], distance: float
+) -> None:
+    """Let the readers of what went make up for it, if that brings the outputs nearer to the uncut model's.
+
+    Parameters
+    ----------
+    repairs
+        What is added to the network, first, and to each copy of it.
+    """
+    (network, amounts), *others = repairs
+    before = cloned({name: tensors_of(network)[name] for name in amounts})
     refit.add(network, amounts, plan)
-    nearer = law.distance(whole, _outputs(patient.bench)) <= distance
-    if not patient.ranks.same(nearer):
+    if not patient.ranks.same(law.distance(whole, _outputs(patient.bench)) <= distance):
         restore(network, {**tensors_of(network), **before})
         return
-    for follower in patient.followers:
-        if isinstance(follower, nn.Module):
-            copy = counterpart(follower, network)
-            refit.add(copy, {name: amount for name, amount in amounts.items() if name in tensors_of(copy)}, plan)
+    for copy, its_amounts in others:
+        refit.add(copy, its_amounts, plan)

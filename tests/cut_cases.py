@@ -26,6 +26,7 @@ PLAN = removing({0: (1, 4, 7), 2: (0, 5)})
 
 
 def network(widths=(6, 10, 8, 3)):
+    torch.manual_seed(7)
     layers = itertools.chain.from_iterable((nn.Linear(a, b), nn.Tanh()) for a, b in itertools.pairwise(widths))
     return nn.Sequential(*list(layers)[:-1]).double()
 
@@ -53,7 +54,7 @@ def train(model, optimizers, steps, before_step=lambda: None):
 def mask(model, optimizers, plan, *, gradients):
     """Set what a plan removes to zero: in gradients, or in parameters and all state of their shape."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    for removal in plan.removals:
+    for removal in (each for each in plan.removals if each.tensor in named):
         parameter, indices = named[removal.tensor], torch.tensor(removal.indices)
         states = [
             v for each in optimizers for v in each.state.get(parameter, {}).values() if isinstance(v, torch.Tensor)

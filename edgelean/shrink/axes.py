@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgelean.nn import LRU
+from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.structure import Structure, structure_of
 from edgelean.shrink.trace import Trace, trace
@@ -94,7 +95,7 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     Parameters
     ----------
     model
-        Left as it is.
+        Left as it is, but for nn.MultiheadAttention, which becomes a subclass that can lose heads.
     example
         Inputs with the batch size that costs are asked for.
 
@@ -103,7 +104,7 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     InputError
         If the model cannot be traced.
     """
-    found = trace(model, example)
+    found = trace(freed(model), example)
     axes, refused = _axes(found, model)
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
     statistics = frozenset(roots[atom][0] for atom in found.over() if atom in roots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from edgelean.shrink.labels import Dimension, Labels, Value, plain
@@ -76,12 +76,36 @@ class Call:
         return Flow((Value(self.shapes[0], tuple(lines)),), kind)
 
 
+    def labelled(self) -> Call:
+        """Return the call with labels of their own in tensors of one number: their units may go with what they meet."""
+        named = {key: self._with_labels(argument) for key, argument in self.named.items()}
+        return replace(self, arguments=tuple(self._with_labels(argument) for argument in self.arguments), named=named)
+
+    def _with_labels(self, argument: Any) -> Any:
+        if isinstance(argument, Value) and argument.uniform:
+            lines = tuple(self.labels.fresh(size) if size > 1 else None for size in argument.shape)
+            return Value(argument.shape, lines, argument.constant)
+        if isinstance(argument, (list, tuple)):
+            return [self._with_labels(item) for item in argument]
+        return argument
+
+
 Rule = Callable[[Call], Flow]
 RULES: dict[str, Rule] = {}
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
     """Register a rule for ATen operators by their names without overload."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(operators, lambda call: function(call.labelled())))
+        return function
+
+    return register
+
+
+def rule_for_uniform(*operators: str) -> Callable[[Rule], Rule]:
+    """Register a rule that knows of tensors of one number itself."""
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(operators, function))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from edgelean.shrink.labels import Labels, Value, plain
+from edgelean.shrink.labels import Labels, Value
 from edgelean.shrink.rules.call import Call, Flow, rule, sizes, unknown
 
 
 @rule("conv1d", "conv2d", "conv3d")
 def _convolution(call: Call) -> Flow:
-    x, weight, bias = call.arguments[0], call.arguments[1], call.argument(2)
+    x, weight, bias = call.arguments[0], call.arguments[1], call.argument(2, None, "bias")
     groups = call.argument(6, 1, "groups")
-    if call.argument(4, 0, "padding") == "same" and len(x.shape) != len(weight.shape):
+    if len(x.shape) != len(weight.shape):
         return unknown(call)
     _leave_space(call, x)
     out = weight.labels[0]
@@ -63,8 +63,10 @@ def _couple_groups(labels: Labels, x: Value, weight: Value, groups: int) -> None
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _transposed_convolution(call: Call) -> Flow:
-    x, weight, bias = call.arguments[0], call.arguments[1], call.argument(2)
+    x, weight, bias = call.arguments[0], call.arguments[1], call.argument(2, None, "bias")
     groups = call.argument(6, 1, "groups")
+    if len(x.shape) != len(weight.shape):
+        return unknown(call)
     _leave_space(call, x)
     call.labels.unify(x.labels[1], weight.labels[0], "a transposed convolution reads a dimension without units")
     for line in weight.labels[2:]:
@@ -156,6 +158,3 @@ def _weight_norm(call: Call) -> Flow:
     return Flow((Value(direction.shape, direction.labels),), "free")
 
 
-@rule("lstm_cell", "gru_cell")
-def _cell(call: Call) -> Flow:
-    return Flow((plain(call.shapes[0]),), "reduce") if not call.tensors() else unknown(call)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from edgelean.shrink.labels import Dimension, Value, plain
-from edgelean.shrink.rules.call import Call, Flow, rule
+from edgelean.shrink.rules.call import Call, Flow, rule_for_uniform
 
 
-@rule(
+@rule_for_uniform(
     "relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu",
     "celu", "gelu", "gelu_", "silu", "silu_", "mish", "mish_", "sigmoid", "sigmoid_", "tanh", "tanh_", "hardswish",
     "hardswish_", "hardsigmoid", "hardsigmoid_", "softplus", "softsign", "logsigmoid", "log_sigmoid", "exp", "expm1",
     "log", "log1p", "log2", "sqrt", "rsqrt", "square", "reciprocal", "abs", "neg", "sign", "cos", "sin", "erf", "pow",
     "clamp", "clamp_", "clamp_min", "clamp_max", "round", "floor", "ceil", "add", "add_", "sub", "sub_", "rsub", "mul",
-    "mul_", "div", "div_", "maximum", "minimum", "where", "to", "_to_copy", "type_as", "prelu", "atan2", "fmod",
+    "mul_", "div", "div_", "maximum", "minimum", "where", "prelu", "atan2", "fmod",
     "remainder", "lerp", "addcmul", "addcdiv", "masked_fill", "masked_fill_", "ge", "le", "gt", "lt", "eq", "ne",
     "__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or",
     "logical_not", "isnan", "isinf", "nan_to_num", "float_power", "threshold", "threshold_", "hardshrink", "softshrink",
@@ -42,16 +42,16 @@ def _along_channels(value: Value, rank: int) -> Value:
     return Value((value.shape[0], *(1 for _ in range(rank - 2))), (value.labels[0], *(None for _ in range(rank - 2))))
 
 
-@rule(
+@rule_for_uniform(
     "dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "detach_", "alias",
-    "lift_fresh_copy", "native_dropout", "_assert_async",
+    "lift_fresh_copy", "to", "_to_copy", "type_as", "float", "double", "half", "bfloat16", "requires_grad_",
 )  # fmt: skip
 def _unchanged(call: Call) -> Flow:
     first = call.tensors()[0]
     return Flow((Value(first.shape, first.labels, uniform=first.uniform),), "free")
 
 
-@rule(
+@rule_for_uniform(
     "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty",
     "scalar_tensor", "empty_like", "new_empty",
 )  # fmt: skip
@@ -59,12 +59,12 @@ def _filled(call: Call) -> Flow:
     return Flow(tuple(Value(s, (None,) * len(s), constant=True, uniform=True) for s in call.shapes), "free")
 
 
-@rule("arange", "linspace", "tril_indices", "eye", "hann_window", "randn", "rand")
+@rule_for_uniform("arange", "linspace", "tril_indices", "eye", "hann_window", "randn", "rand")
 def _made(call: Call) -> Flow:
     return Flow(tuple(Value(shape, (None,) * len(shape), constant=True) for shape in call.shapes), "free")
 
 
-@rule("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_size", "_local_scalar_dense")
+@rule_for_uniform("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_size", "_local_scalar_dense")
 def _said(call: Call) -> Flow:
     """Checks, which compute nothing."""
     return Flow(tuple(plain(shape) for shape in call.shapes), "free")

@@ -22,14 +22,14 @@ def _added_product(call: Call) -> Flow:
     flow = _product(call, call.arguments[1], call.arguments[2])
     added, out = call.arguments[0], flow.outputs[0]
     for place in range(1, len(added.shape) + 1):
-        if added.shape[-place] == out.shape[-place] and not added.uniform:
+        if added.shape[-place] == out.shape[-place]:
             call.labels.unify(out.labels[-place], added.labels[-place], "what is added has no units")
     return flow
 
 
 def _product(call: Call, a: Value, b: Value) -> Flow:
     if len(a.shape) < 2 or len(b.shape) < 2:
-        return unknown(call)
+        return _with_vector(call, a, b)
     call.labels.unify(a.labels[-1], b.labels[-2], SUMMED)
     rank = len(call.shapes[0])
     stack = [_met(call, [a, b], place, rank) for place in range(rank - 2)]
@@ -43,10 +43,28 @@ def _product(call: Call, a: Value, b: Value) -> Flow:
     )
 
 
+@rule("mv", "dot", "vdot", "inner")
+def _vector_product(call: Call) -> Flow:
+    a, b = call.arguments[:2]
+    return unknown(call) if call.operator == "inner" and len(a.shape) > 1 < len(b.shape) else _with_vector(call, a, b)
+
+
+def _with_vector(call: Call, a: Value, b: Value) -> Flow:
+    call.labels.unify(a.labels[-1], b.labels[max(len(b.shape) - 2, 0)], SUMMED)
+    lines = (*a.labels[:-1], *(b.labels[:-2] if len(b.shape) > 1 else ()), *(b.labels[-1:] if len(b.shape) > 1 else ()))
+    return call.result(lines, "reduce")
+
+
+@rule("outer", "ger")
+def _outer(call: Call) -> Flow:
+    a, b = call.arguments[:2]
+    return call.result((a.labels[0], b.labels[0]), "pointwise")
+
+
 def _met(call: Call, values: list[Value], place: int, rank: int) -> Dimension:
     """Return the labels of a stacking dimension of several tensors, of which some may be repeated along it."""
     size = call.shapes[0][place]
-    known = [v for v in values if len(v.shape) >= rank - place and v.shape[place - rank] == size and not v.uniform]
+    known = [v for v in values if len(v.shape) >= rank - place and v.shape[place - rank] == size]
     line = known[0].labels[place - rank] if known else None
     for value in known[1:]:
         line = call.labels.unify(line, value.labels[place - rank], f"{call.operator} meets a dimension without units")
@@ -65,7 +83,11 @@ def _einsum(call: Call) -> Flow:
     extent: dict[str, int] = {}
     for term, value in zip(terms, operands, strict=True):
         for letter, size, line in zip(term, value.shape, value.labels, strict=True):
-            if letter in lines and not value.uniform:
+            if extent.get(letter, size) != size:
+                call.labels.freeze(lines[letter] if size == 1 else line, "einsum repeats it along a dimension")
+                call.labels.freeze(line if size == 1 else lines[letter], "einsum repeats along it")
+                size, line = max((size, line), (extent[letter], lines[letter]), key=lambda pair: pair[0])
+            elif letter in lines:
                 line = call.labels.unify(lines[letter], line, SUMMED)
             lines[letter], extent[letter] = line, size
     last = set(terms[-1])
@@ -92,19 +114,21 @@ def _attention(call: Call) -> Flow:
         for part in (query, key):
             labels.freeze(part.labels[-1], "the scale of the attention follows its size")
     labels.unify(query.labels[-1], key.labels[-1], SUMMED)
-    labels.unify(key.labels[-2], value.labels[-2], SUMMED)
+    labels.freeze(labels.unify(key.labels[-2], value.labels[-2], SUMMED), "the softmax of the attention runs over it")
     stack: list[Dimension] = []
     for place in range(rank - 2):
         line = query.labels[place]
         for other in (key, value):
-            if other.shape[place] != query.shape[place] and other.shape[place] > 1:
+            if other.shape[place] == 1 < query.shape[place]:
+                labels.freeze(other.labels[place], "attention repeats it along a dimension")
+            elif other.shape[place] != query.shape[place]:
                 shared = other.labels[place]
                 times = query.shape[place] // other.shape[place]
                 labels.unify(line, None if shared is None else np.repeat(shared, times), "heads without units")
             else:
                 labels.unify(line, other.labels[place], "heads without units")
         stack.append(line)
-    if isinstance(mask, Value) and not mask.uniform:
+    if isinstance(mask, Value):
         _meet_mask(call, mask, (*stack, query.labels[-2], key.labels[-2]), (*query.shape[:-1], key.shape[-2]))
     return Flow(
         (Value(shape, (*stack, query.labels[-2], value.labels[-1])),),

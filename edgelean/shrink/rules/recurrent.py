@@ -28,8 +28,7 @@ def _recurrent(call: Call) -> Flow:
             _couple(call, parameters[start : start + each], unit, gates, read)
         read = np.concatenate([unit] * directions)
     for value in state if isinstance(state, (list, tuple)) else [state]:
-        if isinstance(value, Value) and not value.uniform:
-            call.labels.unify(unit, value.labels[-1], "the first state of a recurrence has no units")
+        _enter_state(call, value, unit)
     out = Value(call.shapes[0], (*x.labels[:-1], read))
     states = tuple(Value(shape, (None, *(None for _ in shape[1:-1]), unit)) for shape in call.shapes[1:])
     return Flow(
@@ -40,6 +39,28 @@ def _recurrent(call: Call) -> Flow:
         depth=sizes(parameters[1], (1,)),
         taps=2 * layers * directions,
     )
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _cell(call: Call) -> Flow:
+    """One step of a recurrence: the input, the states, and the weights and biases of both."""
+    x, states, parameters = call.arguments[0], call.arguments[1], call.tensors()
+    parameters = [value for value in parameters[-4:] if value.shape[0] == parameters[-1].shape[0]]
+    gates = GATES[call.operator.removesuffix("_cell")]
+    unit = parameters[1].labels[0][: parameters[1].shape[0] // gates]
+    _couple(call, parameters, unit, gates, x.labels[-1])
+    for state in states if isinstance(states, (list, tuple)) else [states]:
+        _enter_state(call, state, unit)
+    out = tuple(Value(shape, (*x.labels[:-1], unit)) for shape in call.shapes)
+    rows, columns, depth = sizes(x, range(len(x.shape) - 1)), sizes(parameters[0], (0,)), sizes(parameters[1], (1,))
+    return Flow(out, "contract", rows=rows, columns=columns, depth=depth, taps=2)
+
+
+def _enter_state(call: Call, state: Value, unit: Dimension) -> None:
+    """Unify the hidden units with those of a first state; its layers and samples stay."""
+    for line in state.labels[:-1]:
+        call.labels.freeze(line, "a layer or sample of the first state of a recurrence")
+    call.labels.unify(unit, state.labels[-1], "the first state of a recurrence has no units")
 
 
 def _couple(call: Call, parameters: list[Value], unit: Dimension, gates: int, read: Dimension) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgelean.shrink.labels import Dimension, Value, plain
-from edgelean.shrink.rules.call import Call, Flow, rule
+from edgelean.shrink.rules.call import RULES, Call, Flow, rule
 
 
 REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "prod", "logsumexp")
@@ -42,14 +42,27 @@ def _along(call: Call) -> Flow:
     return call.result(x.labels, "reduce")
 
 
-@rule("max", "min", "argmax", "argmin", "topk", "sort", "median", "any", "all", "diff", "unique_dim", "bincount")
+PLACES = {"max": 1, "min": 1, "median": 1, "any": 1, "all": 1, "argmax": 1, "argmin": 1, "argsort": 1, "sort": 1,
+          "diff": 2, "topk": 2, "kthvalue": 2}  # fmt: skip
+"""Operators that compare elements, and which argument says along what dimension."""
+
+
+@rule(*PLACES)
 def _chosen(call: Call) -> Flow:
     """What depends on the place of an element says nothing about those that are left."""
-    for value in call.tensors():
-        for place, size in enumerate(value.shape):
-            if value.labels[place] is not None and (len(call.shapes[0]) != len(value.shape) or size > 1):
-                call.labels.freeze(value.labels[place], f"{call.operator} compares its elements")
-    return Flow(tuple(plain(shape) for shape in call.shapes), "reduce")
+    x, place = call.arguments[0], call.argument(PLACES[call.operator], None, "dim")
+    if isinstance(place, Value):
+        return RULES["maximum"](call)
+    if place is None and call.operator in ("topk", "sort", "argsort", "diff", "kthvalue"):
+        place = -1
+    rank, reason = len(x.shape), f"{call.operator} compares its elements"
+    if not isinstance(place, int):
+        call.labels.freeze_all(x, reason)
+        return Flow(tuple(plain(shape) for shape in call.shapes), "reduce")
+    call.labels.freeze(x.labels[place], reason)
+    lines = [None if i == place % rank else line for i, line in enumerate(x.labels)]
+    left = [line for i, line in enumerate(lines) if i != place % rank]
+    return Flow(tuple(Value(s, tuple(lines if len(s) == rank else left)) for s in call.shapes), "reduce")
 
 
 @rule(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from edgelean.shrink.labels import Dimension, Line, Value, plain, reshaped
-from edgelean.shrink.rules.call import Call, Flow, rule, unknown
+from edgelean.shrink.rules.call import Call, Flow, rule, rule_for_uniform, unknown
 
 
-@rule("view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "view_as", "expand_as_view")
+@rule_for_uniform("view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "view_as", "squeeze_")
 def _view(call: Call) -> Flow:
     x = call.arguments[0]
     if x.uniform:
@@ -18,7 +19,7 @@ def _view(call: Call) -> Flow:
     return call.result(reshaped(call.labels, x, call.shapes[0]), "free")
 
 
-@rule("permute", "transpose", "t", "swapaxes", "mT", "numpy_T", "movedim", "moveaxis")
+@rule_for_uniform("permute", "transpose", "t", "swapaxes", "mT", "numpy_T", "movedim", "moveaxis")
 def _permute(call: Call) -> Flow:
     x = call.arguments[0]
     rank = len(x.shape)
@@ -110,7 +111,7 @@ def _sliced(call: Call, line: Line, size: int) -> Line:
     return line[begin : begin + size * step : step]
 
 
-@rule("pad", "constant_pad_nd", "roll", "im2col", "col2im")
+@rule("pad", "constant_pad_nd", "roll")
 def _touched(call: Call) -> Flow:
     """Dimensions that the operator leaves as they are keep their labels; those that it works on lose them."""
     x = call.arguments[0]
@@ -118,10 +119,45 @@ def _touched(call: Call) -> Flow:
         return unknown(call)
     touched = [i for i, size in enumerate(call.shapes[0]) if x.shape[i] != size]
     if call.operator == "roll":
-        touched = [place % len(x.shape) for place in call.argument(2, [], "dims")]
+        touched = [place % len(x.shape) for place in call.argument(2, [], "dims") or range(len(x.shape))]
     for place in touched:
         call.labels.freeze(x.labels[place], f"{call.operator} works along it")
     return call.result([None if i in touched else line for i, line in enumerate(x.labels)], "move")
+
+
+@rule("im2col", "col2im")
+def _windows(call: Call) -> Flow:
+    """Every place of a window has all the channels."""
+    x, rank, end = call.arguments[0], len(call.arguments[0].shape), len(call.shapes[0])
+    taps = math.prod(call.arguments[1] if call.operator == "im2col" else call.arguments[2])
+    channels = x.labels[-3 if call.operator == "im2col" else -2]
+    for line in x.labels[-2 if call.operator == "im2col" else -1 :]:
+        call.labels.freeze(line, f"{call.operator} reads it as space")
+    if channels is not None and call.operator == "im2col":
+        channels = np.repeat(channels, taps)
+    elif channels is not None:
+        together = channels.reshape(-1, taps)
+        for place in range(1, taps):
+            call.labels.unify(together[:, 0], together[:, place], "")
+        channels = together[:, 0]
+    before = x.labels[: rank - (3 if call.operator == "im2col" else 2)]
+    return call.result((*before, channels, *(None for _ in range(end - len(before) - 1))), "move")
+
+
+@rule("unfold")
+def _unfolded(call: Call) -> Flow:
+    x, place = call.arguments[0], int(call.arguments[1]) % len(call.arguments[0].shape)
+    call.labels.freeze(x.labels[place], "unfold takes windows of it")
+    return call.result((*(None if i == place else line for i, line in enumerate(x.labels)), None), "move")
+
+
+@rule("diag", "diag_embed")
+def _diagonal_matrix(call: Call) -> Flow:
+    """A vector becomes a matrix: a unit is a row and a column."""
+    x, offset = call.arguments[0], call.argument(1, 0, "diagonal" if call.operator == "diag" else "offset")
+    if offset or len(call.arguments) > 2 or (call.operator == "diag" and len(x.shape) > 1):
+        return unknown(call)
+    return call.result((*x.labels, x.labels[-1]), "move")
 
 
 @rule("flip")
@@ -132,7 +168,7 @@ def _flipped(call: Call) -> Flow:
     return call.result(lines, "move")
 
 
-@rule("expand", "expand_as", "broadcast_to", "repeat", "tile")
+@rule_for_uniform("expand", "expand_as", "broadcast_to", "repeat", "tile")
 def _repeated(call: Call) -> Flow:
     x, shape = call.arguments[0], call.shapes[0]
     if x.uniform:
@@ -204,6 +240,7 @@ def _indexed(call: Call) -> Flow:
     if call.operator == "index_select":
         place, indices = int(call.arguments[1]) % len(x.shape), [call.arguments[2]]
         call.labels.freeze(x.labels[place], "index_select chooses from it")
+        call.labels.freeze_all(call.arguments[2], "it is an index")
         return call.result([None if i == place else line for i, line in enumerate(x.labels)], "move")
     indices = call.arguments[1]
     used = [i for i, index in enumerate(indices) if index is not None]
@@ -231,6 +268,7 @@ def _gathered(call: Call) -> Flow:
             lines.append(call.labels.unify(line, index.labels[i], "gather meets a dimension without units"))
         else:
             call.labels.freeze(line, "gather takes a part of it")
+            call.labels.freeze(index.labels[i] if i != place else None, "gather takes a part along it")
             lines.append(None)
     return call.result(lines, "move")
 
