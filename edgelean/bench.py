@@ -171,7 +171,7 @@ def refuse_the_unreachable(
     Parameters
     ----------
     floor
-        Units that every axis keeps.
+        Channels, or elements of heads, that every axis keeps.
     start
         The full-size model, per quantity.
 
@@ -180,7 +180,7 @@ def refuse_the_unreachable(
     InputError
         If a budget is below what that would need; says how much it is.
     """
-    least = bench.cost({name: min(axis.size, floor) for name, axis in bench.anatomy.axes.items()})
+    least = bench.cost({name: min(axis.size, max(1, floor // axis.width)) for name, axis in bench.anatomy.axes.items()})
     for name, limit in limits.items():
         reachable = start[name].measured * least[name] / start[name].cost
         if limit < reachable:

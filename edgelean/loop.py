@@ -183,6 +183,8 @@ class ClosedLoop:
 
     def _do_what_is_due(self, step: int) -> None:
         with self.around.stopwatch.phase("control"):
+            if self.scores.active:
+                self.scores.observe_gradients(self.bench.model, self.bench.anatomy.axes)
             self._observe((step + 1) % self._every == 0)
             if self.progress.done or not control.due(step, self.progress.controller):
                 return
@@ -281,11 +283,13 @@ class ClosedLoop:
         order, choices = {}, []
         for name, axis in self.bench.anatomy.axes.items():
             priced = self.scores.removal_prices(axis, self.bench.model)
-            floor = max(self._floor, math.ceil((1 - most) * axis.size))
+            # A head is as wide as so many channels.
+            width = max(1, self._width // axis.width)
+            floor = max(1, self._floor // axis.width, math.ceil((1 - most) * axis.size))
             if priced is None or axis.size <= floor or name in self.progress.banned:
                 continue
             order[name], prices = priced
-            choices.append(control.Choice(name, axis.size, self._width, floor, prices))
+            choices.append(control.Choice(name, axis.size, width, floor, prices))
         return order, choices
 
     # -- taking a cut back ---------------------------------------------------------------------------------------------

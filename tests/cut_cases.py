@@ -37,7 +37,7 @@ def batch(step):
 
 
 def loss_of(model, step):
-    x, y = batch(step)
+    x, y = (part.to(next(model.parameters()).device) for part in batch(step))
     return (model(x) - y).square().mean()
 
 
@@ -55,7 +55,8 @@ def mask(model, optimizers, plan, *, gradients):
     """Set what a plan removes to zero: in gradients, or in parameters and all state of their shape."""
     named = dict(model.named_parameters(remove_duplicate=False))
     for removal in (each for each in plan.removals if each.tensor in named):
-        parameter, indices = named[removal.tensor], torch.tensor(removal.indices)
+        parameter = named[removal.tensor]
+        indices = torch.tensor(removal.indices, device=parameter.device)
         states = [
             v for each in optimizers for v in each.state.get(parameter, {}).values() if isinstance(v, torch.Tensor)
         ]

@@ -16,7 +16,7 @@ from edgelean.shrink.axes import dissect
 from edgelean.shrink.cut import apply, cloned, restore, tensors_of
 from edgelean.shrink.plan import Plan, Removal, make_plan
 from edgelean.shrink.prove import prove
-from edgelean.shrink.refit import add, shifts
+from edgelean.shrink.refit import add, amounts
 from edgelean.shrink.scores import Scores
 from edgelean.shrink.trace import trace
 
@@ -195,10 +195,10 @@ def test_units_that_never_change_are_removed_without_any_effect(name):
             tensors_of(model)[tensor].data[:3] = torch.tensor([0.7, 1.3, 2.0])
     flows = observed(model, anatomy, example[0])
     whole = law.outputs(model, tensors_of(model), example)
-    amounts = shifts(model, anatomy, plan, flows)
+    repairs = amounts(model, anatomy, plan, flows)
     apply(model, plan)
     plain = law.distance(whole, law.outputs(model, tensors_of(model), example))
-    add(model, amounts, plan)
+    add(model, repairs, plan)
     refitted = law.distance(whole, law.outputs(model, tensors_of(model), example))
     # Zero padding: at the border of an image a convolution sees less of the mean than in the middle.
     assert refitted < (1e-5 if name == "mlp" else 0.5 * plain)

@@ -30,6 +30,11 @@ EXACT = {
 """Optimizers that treat every element on its own, with variants."""
 
 ALL_DECAY = {"Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "SGD"}
+CAPTURABLE = ("Adadelta", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
+ON_A_GPU = [
+    *((name, {"capturable": True}) for name in CAPTURABLE),
+    *((name, {"fused": True}) for name in ("Adagrad", "Adam", "AdamW", "SGD")),
+]
 VARIANTS = [(name, options) for name, variants in EXACT.items() for options in variants]
 
 
@@ -40,7 +45,18 @@ def test_every_optimizer_of_torch_is_tested_here():
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_an_elementwise_optimizer_goes_on_as_if_the_removed_units_were_at_zero(name, options):
-    model = network()
+    check_that_it_goes_on(name, options, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
+@pytest.mark.parametrize(("name", "options"), ON_A_GPU)
+def test_an_elementwise_optimizer_goes_on_exactly_on_a_gpu(name, options):
+    check_that_it_goes_on(name, options, "cuda")
+
+
+def check_that_it_goes_on(name, options, device):
+    model = network().to(device)
     decay = {"weight_decay": 0.02} if name in ALL_DECAY else {}
     optimizer = getattr(optim, name)(model.parameters(), lr=0.01, **decay, **options)
     train(model, [optimizer], range(4))

@@ -1,6 +1,8 @@
 """Image classifiers of the classic families, small, written as their papers write them."""
 
-# ruff: noqa: ANN201, ANN204, D101, D102, D103  the networks are what users write; their names say what they are
+# ruff: noqa: D101, D102, D103  the networks are what users write; their names say what they are
+# A module that is called returns whatever; users do not cast it.
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
@@ -10,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo_networks.network import Network, classics
+from benchmarks.zoo_networks.network import Built, Network, classics
 
 IMAGE = (2, 3, 32, 32)
 
 
-def images(model: nn.Module, shape: tuple[int, ...] = IMAGE) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def images(model: nn.Module, shape: tuple[int, ...] = IMAGE) -> Built:
     """Return a network with an image to read."""
     return model, (torch.randn(shape),)
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: Any = nn.ReLU):
+def conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: Any = nn.ReLU
+) -> nn.Sequential:
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -29,7 +33,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: in
 
 
 class LeNet(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
         self.fc1, self.fc2, self.fc3 = nn.Linear(16 * 5 * 5, 120), nn.Linear(120, 84), nn.Linear(84, 10)
@@ -41,7 +45,7 @@ class LeNet(nn.Module):
         return self.fc3(torch.tanh(self.fc2(torch.tanh(self.fc1(x)))))
 
 
-def vgg():
+def vgg() -> Built:
     layers: list[nn.Module] = []
     width = 3
     for entry in (32, "M", 64, "M", 96, 96, "M"):
@@ -55,7 +59,7 @@ def vgg():
 
 
 class Squeeze(nn.Module):
-    def __init__(self, width: int, reduction: int = 4):
+    def __init__(self, width: int, reduction: int = 4) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(width, width // reduction), nn.Linear(width // reduction, width)
 
@@ -66,7 +70,7 @@ class Squeeze(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int, groups: int = 1, squeeze: bool = False):
+    def __init__(self, inputs: int, width: int, stride: int, groups: int = 1, squeeze: bool = False) -> None:
         super().__init__()
         outputs = 4 * width
         self.body = nn.Sequential(
@@ -80,7 +84,7 @@ class Bottleneck(nn.Module):
 
 
 class Basic(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.conv2 = conv(inputs, width, 3, stride), conv(width, width, act=None)
         self.down = conv(inputs, width, 1, stride, act=None) if stride > 1 or inputs != width else None
@@ -89,8 +93,9 @@ class Basic(nn.Module):
         return torch.relu(self.conv2(self.conv1(x)) + (x if self.down is None else self.down(x)))
 
 
-def resnet18(widths: tuple[int, ...] = (16, 32, 64, 128)):
-    layers, last = [conv(3, widths[0])], widths[0]
+def resnet18(widths: tuple[int, ...] = (16, 32, 64, 128)) -> Built:
+    layers: list[nn.Module] = [conv(3, widths[0])]
+    last = widths[0]
     for stage, width in enumerate(widths):
         for block in range(2):
             layers.append(Basic(last, width, 2 if stage and not block else 1))
@@ -98,7 +103,7 @@ def resnet18(widths: tuple[int, ...] = (16, 32, 64, 128)):
     return images(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 10)))
 
 
-def bottlenecks(depths: tuple[int, ...], width: int, size: int = 32, **options: Any):
+def bottlenecks(depths: tuple[int, ...], width: int, size: int = 32, **options: Any) -> Built:
     layers, last = [conv(3, width, 7, 2), nn.MaxPool2d(3, 2, 1)], width
     for stage, depth in enumerate(depths):
         for block in range(depth):
@@ -109,7 +114,7 @@ def bottlenecks(depths: tuple[int, ...], width: int, size: int = 32, **options: 
 
 
 class DenseLayer(nn.Module):
-    def __init__(self, inputs: int, growth: int):
+    def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, 4 * growth, 1, bias=False)
         self.norm2, self.conv2 = nn.BatchNorm2d(4 * growth), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
@@ -119,7 +124,7 @@ class DenseLayer(nn.Module):
         return torch.cat([x, new], 1)
 
 
-def densenet():
+def densenet() -> Built:
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1)]
     width = 16
     for stage in range(3):
@@ -134,7 +139,7 @@ def densenet():
 
 
 class Inverted(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, expand: int, squeeze: bool, act: Any):
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int, squeeze: bool, act: Any) -> None:
         super().__init__()
         inner = inputs * expand
         self.expand, self.depth = conv(inputs, inner, 1, act=act), conv(inner, inner, 3, stride, inner, act=act)
@@ -146,7 +151,7 @@ class Inverted(nn.Module):
         return x + y if self.skip else y
 
 
-def mobilenet(act: Any = nn.ReLU6, squeeze: bool = False):
+def mobilenet(act: Any = nn.ReLU6, squeeze: bool = False) -> Built:
     stages = ((16, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 48, 2))
     blocks = [Inverted(a, b, stride, 4, squeeze, act) for a, b, stride in stages]
     head = (conv(48, 128, 1, act=act), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, 10))
@@ -154,7 +159,7 @@ def mobilenet(act: Any = nn.ReLU6, squeeze: bool = False):
 
 
 class Shuffle(nn.Module):
-    def __init__(self, width: int, groups: int = 4):
+    def __init__(self, width: int, groups: int = 4) -> None:
         super().__init__()
         self.groups = groups
         self.first, self.last = conv(width, width, 1, groups=groups), conv(width, width, 1, groups=groups, act=None)
@@ -167,7 +172,7 @@ class Shuffle(nn.Module):
 
 
 class ShuffleV2(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
         self.body = nn.Sequential(conv(half, half, 1), conv(half, half, 3, groups=half, act=None), conv(half, half, 1))
@@ -179,7 +184,7 @@ class ShuffleV2(nn.Module):
         return x.view(n, 2, c // 2, h, w).transpose(1, 2).flatten(1, 2)
 
 
-def chain(*layers: nn.Module, width: int, stem: int = 1):
+def chain(*layers: nn.Module, width: int, stem: int = 1) -> Built:
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
     return images(nn.Sequential(*(conv(3, width) for _ in range(stem)), *layers, *head))
 
@@ -187,7 +192,7 @@ def chain(*layers: nn.Module, width: int, stem: int = 1):
 class Mixed(nn.Module):
     """An inception block."""
 
-    def __init__(self, inputs: int):
+    def __init__(self, inputs: int) -> None:
         super().__init__()
         self.one, self.three = conv(inputs, 16, 1), nn.Sequential(conv(inputs, 12, 1), conv(12, 24))
         self.five, self.pool = nn.Sequential(conv(inputs, 8, 1), conv(8, 12, 5)), conv(inputs, 12, 1)
@@ -197,7 +202,7 @@ class Mixed(nn.Module):
 
 
 class Ghost(nn.Module):
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.outputs, half = outputs, (outputs + 1) // 2
         self.primary, self.cheap = conv(inputs, half, 1), conv(half, half, 3, groups=half)
@@ -208,7 +213,7 @@ class Ghost(nn.Module):
 
 
 class Rep(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.three, self.one = conv(width, width, act=None), conv(width, width, 1, act=None)
         self.identity = nn.BatchNorm2d(width)
@@ -220,10 +225,13 @@ class Rep(nn.Module):
 class C2f(nn.Module):
     """YOLO's split and concatenation."""
 
-    def __init__(self, inputs: int, outputs: int, depth: int = 2):
+    def __init__(self, inputs: int, outputs: int, depth: int = 2) -> None:
         super().__init__()
         self.c = outputs // 2
-        self.cv1, self.cv2 = conv(inputs, 2 * self.c, 1, act=nn.SiLU), conv((2 + depth) * self.c, outputs, 1, act=nn.SiLU)
+        self.cv1, self.cv2 = (
+            conv(inputs, 2 * self.c, 1, act=nn.SiLU),
+            conv((2 + depth) * self.c, outputs, 1, act=nn.SiLU),
+        )
         self.m = nn.ModuleList(nn.Sequential(conv(self.c, self.c), conv(self.c, self.c)) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -236,7 +244,7 @@ class C2f(nn.Module):
 class Wide(nn.Module):
     """Pre-activation, group norm, weight standardisation left out."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(4, width), nn.GroupNorm(4, width)
         self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
@@ -246,7 +254,7 @@ class Wide(nn.Module):
 
 
 class Convnext(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.dw, self.norm = nn.Conv2d(width, width, 7, padding=3, groups=width), nn.LayerNorm(width)
         self.pw1, self.pw2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -260,7 +268,7 @@ class Convnext(nn.Module):
 class Maxout(nn.Module):
     """Channels in pairs, of which the larger one goes on."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 48, 3, padding=1), nn.Conv2d(24, 64, 3, padding=1)
         self.head = nn.Linear(32, 10)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-Maker = Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
-"""Builds a network and an input of a batch of two."""
+Built = tuple[nn.Module, tuple[Tensor, ...]]
+"""A network, and an input of a batch of two."""
+
+Maker = Callable[[], Built]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Recurrent networks and attention, in the spellings that people use."""
 
-# ruff: noqa: ANN201, ANN204, D101, D102, D103  the networks are what users write; their names say what they are
+# ruff: noqa: D101, D102, D103  the networks are what users write; their names say what they are
+# A module that is called returns whatever; users do not cast it.
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.zoo_networks.network import Built, Network, classics
 from edgelean.nn import LRUBlock
-from zoo_networks.network import Network, classics
 
 
 class Tagger(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed, self.lstm = nn.Embedding(60, 24), nn.LSTM(24, 32, batch_first=True)
         self.head = nn.Linear(32, 9)
@@ -27,7 +29,7 @@ class Tagger(nn.Module):
 class BothWays(nn.Module):
     """Two layers, two directions, the last states joined."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.gru = nn.GRU(10, 24, num_layers=2, bidirectional=True, batch_first=True)
         self.norm, self.head = nn.LayerNorm(48), nn.Linear(48, 5)
@@ -40,7 +42,7 @@ class BothWays(nn.Module):
 class LastState(nn.Module):
     """The last hidden state, not the outputs; time first."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.lstm, self.head = nn.LSTM(10, 24, num_layers=2), nn.Linear(24, 5)
 
@@ -52,7 +54,7 @@ class LastState(nn.Module):
 class ReadText(nn.Module):
     """Convolutions, then a recurrence along the width of the image."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(),
@@ -69,7 +71,7 @@ class ReadText(nn.Module):
 class ConvLstm(nn.Module):
     """A cell written out, in a loop over time."""
 
-    def __init__(self, width: int = 16):
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.width, self.gates = width, nn.Conv2d(3 + width, 4 * width, 3, padding=1)
         self.head = nn.Conv2d(width, 3, 1)
@@ -87,7 +89,7 @@ class ConvLstm(nn.Module):
 class Cells(nn.Module):
     """nn.LSTMCell and nn.GRUCell in a loop."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.LSTMCell(6, 20), nn.GRUCell(20, 16), nn.Linear(16, 4)
 
@@ -102,7 +104,7 @@ class Cells(nn.Module):
 class Attentive(nn.Module):
     """nn.MultiheadAttention with a residual and a norm."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed, self.attend = nn.Linear(10, 32), nn.MultiheadAttention(32, 4, batch_first=True)
         self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 5)
@@ -113,7 +115,7 @@ class Attentive(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, norm_first: bool = False):
+    def __init__(self, norm_first: bool = False) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=norm_first)
         self.embed, self.places = nn.Embedding(50, 32), nn.Parameter(torch.randn(1, 12, 32) / 10)
@@ -126,7 +128,7 @@ class Encoder(nn.Module):
 class Translator(nn.Module):
     """nn.Transformer: encoder and decoder with cross attention."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.source, self.target = nn.Embedding(50, 32), nn.Embedding(40, 32)
         self.body = nn.Transformer(32, 4, 1, 1, 64, batch_first=True)
@@ -137,9 +139,11 @@ class Translator(nn.Module):
 
 
 class Fused(nn.Module):
-    """One projection for queries, keys and values, cut in chunks; explicit softmax with a causal mask, as in nanoGPT."""
+    """One projection for queries, keys and values, cut in chunks; softmax with a causal mask, as in nanoGPT."""
 
-    def __init__(self, width: int, heads: int, places: int):
+    mask: Tensor
+
+    def __init__(self, width: int, heads: int, places: int) -> None:
         super().__init__()
         self.heads, self.width = heads, width
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -155,7 +159,7 @@ class Fused(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, attention: nn.Module, width: int):
+    def __init__(self, attention: nn.Module, width: int) -> None:
         super().__init__()
         self.norm1, self.attend, self.norm2 = nn.LayerNorm(width), attention, nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -168,7 +172,7 @@ class Block(nn.Module):
 class Gpt(nn.Module):
     """Head and embedding are one parameter."""
 
-    def __init__(self, width: int = 32, depth: int = 2, heads: int = 4, vocabulary: int = 60):
+    def __init__(self, width: int = 32, depth: int = 2, heads: int = 4, vocabulary: int = 60) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(16, width)
         self.blocks = nn.ModuleList(Block(Fused(width, heads, 16), width) for _ in range(depth))
@@ -183,7 +187,7 @@ class Gpt(nn.Module):
 
 
 class Rms(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
@@ -199,7 +203,10 @@ def rotate(x: Tensor) -> Tensor:
 class Rotary(nn.Module):
     """Grouped queries and rotary embedding, as in Llama."""
 
-    def __init__(self, width: int, heads: int, groups: int):
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, width: int, heads: int, groups: int) -> None:
         super().__init__()
         self.heads, self.groups, self.size = heads, groups, width // heads
         self.q, self.k = nn.Linear(width, width, bias=False), nn.Linear(width, groups * self.size, bias=False)
@@ -221,7 +228,7 @@ class Rotary(nn.Module):
 
 
 class LlamaBlock(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.attend = Rms(width), Rms(width), Rotary(width, 4, 2)
         self.gate, self.up = nn.Linear(width, 80, bias=False), nn.Linear(width, 80, bias=False)
@@ -233,7 +240,7 @@ class LlamaBlock(nn.Module):
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
-def llama():
+def llama() -> Built:
     layers = (nn.Embedding(60, 32), LlamaBlock(32), LlamaBlock(32), Rms(32), nn.Linear(32, 60, bias=False))
     return nn.Sequential(*layers), (torch.randint(0, 60, (2, 12)),)
 
@@ -241,7 +248,7 @@ def llama():
 class SelfAttention(nn.Module):
     """timm's spelling: reshape to (3, heads, size), permute, unbind."""
 
-    def __init__(self, width: int, heads: int = 4):
+    def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
         self.heads, self.scale = heads, (width // heads) ** -0.5
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -255,7 +262,7 @@ class SelfAttention(nn.Module):
 
 
 class Vit(nn.Module):
-    def __init__(self, width: int = 32, depth: int = 2):
+    def __init__(self, width: int = 32, depth: int = 2) -> None:
         super().__init__()
         self.patches, self.first = nn.Conv2d(3, width, 8, 8), nn.Parameter(torch.randn(1, 1, width))
         self.places = nn.Parameter(torch.randn(1, 17, width) / 10)
@@ -269,7 +276,7 @@ class Vit(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    def __init__(self, places: int, width: int):
+    def __init__(self, places: int, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mix = nn.Sequential(nn.Linear(places, 24), nn.GELU(), nn.Linear(24, places))
@@ -281,7 +288,7 @@ class MixerBlock(nn.Module):
 
 
 class Mixer(nn.Module):
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, 8, 8)
         self.blocks = nn.Sequential(MixerBlock(16, width), MixerBlock(16, width))
@@ -292,7 +299,7 @@ class Mixer(nn.Module):
 
 
 class StateSpace(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.encode, self.head = nn.Linear(2, 24), nn.Linear(24, 5)
         self.blocks = nn.ModuleList(LRUBlock(24, 32) for _ in range(2))
@@ -304,11 +311,11 @@ class StateSpace(nn.Module):
         return self.head(x.mean(1))
 
 
-def tokens(model: nn.Module, count: int = 50, length: int = 12):
+def tokens(model: nn.Module, count: int = 50, length: int = 12) -> Built:
     return model, (torch.randint(0, count, (2, length)),)
 
 
-def signal(model: nn.Module, width: int):
+def signal(model: nn.Module, width: int) -> Built:
     return model, (torch.randn(2, 12, width),)
 
 

@@ -1,6 +1,8 @@
 """Networks whose shape is the point: two ways down and up, several inputs, volumes, signals, generators."""
 
-# ruff: noqa: ANN201, ANN204, D101, D102, D103  the networks are what users write; their names say what they are
+# ruff: noqa: D101, D102, D103  the networks are what users write; their names say what they are
+# A module that is called returns whatever; users do not cast it.
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from zoo_networks.convolutional import conv, images
-from zoo_networks.network import Network, classics
+from benchmarks.zoo_networks.convolutional import conv, images
+from benchmarks.zoo_networks.network import Built, Network, classics
 
 
-def mlp():
+def mlp() -> Built:
     return nn.Sequential(nn.Linear(20, 64), nn.GELU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 5)), (
         torch.randn(2, 20),
     )
@@ -22,7 +24,7 @@ def mlp():
 class UNet(nn.Module):
     """Up by transposed convolutions, with concatenated skips."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.down1, self.down2, self.bottom = conv(3, 16), conv(16, 32), conv(32, 64)
         self.up2, self.dec2 = nn.ConvTranspose2d(64, 32, 2, 2), conv(64, 32)
@@ -40,7 +42,7 @@ class UNet(nn.Module):
 class Pyramid(nn.Module):
     """A feature pyramid with three outputs of one shared head."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList([conv(3, 16, stride=2), conv(16, 32, stride=2), conv(32, 64, stride=2)])
         self.lateral = nn.ModuleList(nn.Conv2d(width, 24, 1) for width in (16, 32, 64))
@@ -58,7 +60,7 @@ class Pyramid(nn.Module):
 
 
 class Volume(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv3d(1, 16, 3, padding=1), nn.BatchNorm3d(16)
         self.conv1, self.norm1 = nn.Conv3d(16, 16, 3, padding=1), nn.BatchNorm3d(16)
@@ -74,7 +76,7 @@ class Volume(nn.Module):
 class Temporal(nn.Module):
     """A block of a temporal convolutional network, causal by padding and chopping, with weight norm."""
 
-    def __init__(self, inputs: int, outputs: int, dilation: int):
+    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
         super().__init__()
         self.pad = 2 * dilation
         self.conv1 = weight_norm(nn.Conv1d(inputs, outputs, 3, padding=self.pad, dilation=dilation))
@@ -92,15 +94,15 @@ class Chomp(nn.Module):
         return x[:, :, -1]
 
 
-def tcn():
+def tcn() -> Built:
     blocks = (Temporal(2, 24, 1), Temporal(24, 24, 2), Temporal(24, 32, 4))
     return nn.Sequential(*blocks, Chomp(), nn.Linear(32, 5)), (torch.randn(2, 2, 40),)
 
 
-def audio():
+def audio() -> Built:
     """Depthwise separable convolutions over a signal, as in keyword spotting."""
 
-    def block(inputs: int, outputs: int):
+    def block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
         return (
             nn.Conv1d(inputs, inputs, 9, padding=4, groups=inputs), nn.Conv1d(inputs, outputs, 1),
             nn.BatchNorm1d(outputs), nn.PReLU(outputs),
@@ -110,7 +112,7 @@ def audio():
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 12)), (torch.randn(2, 1, 400),)
 
 
-def autoencoder():
+def autoencoder() -> Built:
     encoder = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Flatten())
     decoder = nn.Sequential(
         nn.Unflatten(1, (32, 8, 8)), nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.ReLU(),
@@ -122,7 +124,7 @@ def autoencoder():
 class Generator(nn.Module):
     """From noise, as in DCGAN."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.project = nn.Linear(32, 64 * 4 * 4)
         self.up1, self.norm1 = nn.ConvTranspose2d(64, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32)
@@ -135,7 +137,7 @@ class Generator(nn.Module):
         return torch.tanh(self.out(F.leaky_relu(self.norm2(self.up2(x)), 0.2)))
 
 
-def super_resolution():
+def super_resolution() -> Built:
     layers = (nn.Conv2d(3, 32, 3, padding=1), nn.PReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.PReLU())
     return images(nn.Sequential(*layers, nn.Conv2d(32, 64, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(16, 3, 3)))
 
@@ -143,7 +145,7 @@ def super_resolution():
 class TwoTower(nn.Module):
     """A recommender: embeddings of users and things, two towers, a dot product."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.users, self.things = nn.Embedding(50, 16), nn.Embedding(80, 16)
         self.left = nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 24))
@@ -155,7 +157,7 @@ class TwoTower(nn.Module):
 
 
 class Siamese(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(conv(3, 24), nn.MaxPool2d(2), conv(24, 48), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Sequential(nn.Linear(96, 32), nn.ReLU(), nn.Linear(32, 1))
@@ -168,7 +170,7 @@ class Siamese(nn.Module):
 class Experts(nn.Module):
     """A dense mixture of experts whose weights are one tensor."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed, self.gate, self.head = nn.Linear(12, 24), nn.Linear(24, 4), nn.Linear(24, 5)
         self.up, self.down = nn.Parameter(torch.randn(4, 24, 48) / 5), nn.Parameter(torch.randn(4, 48, 24) / 7)
@@ -181,7 +183,7 @@ class Experts(nn.Module):
 
 
 class GatedLinear(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Linear(12, 96), nn.Linear(48, 64), nn.Linear(32, 5)
 
@@ -192,7 +194,7 @@ class GatedLinear(nn.Module):
 class GatedConvolution(nn.Module):
     """Dilated causal convolutions with gates and a sum of skips, as in WaveNet."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stem, self.out = nn.Conv1d(1, 16, 1), nn.Sequential(nn.ReLU(), nn.Conv1d(24, 24, 1), nn.ReLU())
         self.dilated = nn.ModuleList(nn.Conv1d(16, 40, 2, dilation=2**i) for i in range(3))

@@ -19,7 +19,7 @@ class FreeAttention(nn.MultiheadAttention):
 
     scale: float
 
-    @property  # type: ignore[override]  # a plain attribute there
+    @property
     def _qkv_same_embed_dim(self) -> bool:
         """Keep nn.TransformerEncoderLayer from its fast path, which does not call this module."""
         return False
@@ -66,25 +66,26 @@ class FreeAttention(nn.MultiheadAttention):
         return out if self.batch_first else out.transpose(0, 1), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        if self.in_proj_weight is None:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        packed: Tensor | None = self.in_proj_weight
+        if packed is None:
+            weights: tuple[Tensor, ...] = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         elif query is key and key is value:
-            return functional.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+            return functional.linear(query, packed, self.in_proj_bias).chunk(3, -1)
         else:
-            weights = self.in_proj_weight.chunk(3)
+            weights = packed.chunk(3)
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         inputs = (query, key, value)
         return tuple(functional.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
 
     def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
         """Return what is added to the scores, ``[batch or 1, heads or 1, queries or 1, keys]``."""
         mask = None
         if attn_mask is not None:
             mask = _added(attn_mask, q.dtype)
-            mask = mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 else mask[None, None]
+            mask = torch.unflatten(mask, 0, (-1, self.num_heads)) if mask.dim() == 3 else mask[None, None]
         if padding is not None:
             hidden = _added(padding, q.dtype).reshape(-1, 1, 1, k.shape[-2])
             mask = hidden if mask is None else mask + hidden

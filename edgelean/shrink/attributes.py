@@ -1,8 +1,8 @@
 """Numbers that a module's code holds on to: widths, heads, sizes of a split.
 
-A parameter that shrinks does not tell the code that reads it. Standard modules are known (see :mod:`edgelean.shrink.cut`);
-for all others the whole numbers among their attributes are candidates: those that equal the number of units of an axis,
-or of its elements. Which of them really follow is not guessed: :mod:`edgelean.shrink.prove` tries.
+A parameter that shrinks does not tell the code that reads it. Standard modules are known; for all others the whole
+numbers among their attributes are candidates: those that equal the units of an axis, or the elements of them. Which
+of them really follow is not guessed: :mod:`edgelean.shrink.prove` tries.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgelean.errors import InputError
 from edgelean.nn import LRU
+from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Numbers, numbers_of, set_numbers
 from edgelean.shrink.balance import Reduction, measured_gramians, truncate
 from edgelean.shrink.followers import (
@@ -87,7 +88,7 @@ def apply(model: nn.Module, plan: Plan, *followers: Follower, read: Mapping[str,
     copies = [counterpart(follower, network) for follower in modules]
     notes = _remove((network, *copies), kept, optimizers)
     for each in (network, *copies):
-        follow(each, plan)
+        follow(freed(each), plan)
         align(each)
     reductions = {
         path: _reduce(state_layer(network, path), states, (read or {}).get(path))
@@ -114,7 +115,7 @@ def kept_of(network: nn.Module, plan: Plan) -> dict[str, Keep]:
     for removal in plan.removals:
         tensor = named.get(removal.tensor)
         size = tensor.shape[removal.dim] if tensor is not None and removal.dim < tensor.ndim else 0
-        if tensor is None or not all(0 <= index < size for index in removal.indices):
+        if tensor is None or not 0 <= min(removal.indices, default=0) <= max(removal.indices, default=0) < size:
             what = f"{removal.tensor} has no such elements in dimension {removal.dim}"
             raise InputError(f"the plan is of another model: {what}")
         flags = staying[id(tensor)].setdefault(removal.dim, torch.ones(size, dtype=torch.bool))
@@ -132,7 +133,8 @@ def _remove(networks: Sequence[nn.Module], kept: Mapping[str, Keep], optimizers:
     parts = {
         id(tensors[name]): Part(name, tensors[name], kept[name])
         for tensors in named
-        for name in kept.keys() & tensors.keys()
+        for name in kept
+        if name in tensors
     }
     notes = [note for optimizer in optimizers for note in cut_state(optimizer, list(parts.values()))]
     for part in parts.values():
@@ -225,7 +227,7 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[st
                 replace_data(tensor, data.clone())
             else:
                 tensor.copy_(data)
-    set_numbers(network, numbers or {})
+    set_numbers(freed(network), numbers or {})
     refresh(network)
     align(network)
     if other:

@@ -208,7 +208,7 @@ def restart(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         return
     for parameter in parameters:
         entry = optimizer.state.pop(parameter, None)
-        if entry and isinstance(optimizer, torch.optim.Adagrad):  # makes its state when it is built, and never again
+        if entry and isinstance(optimizer, torch.optim.Adagrad):  # torch 2.9 makes it when it is built, and never again
             total = torch.full_like(parameter, optimizer.defaults["initial_accumulator_value"], requires_grad=False)
             optimizer.state[parameter] = {"step": torch.zeros_like(entry["step"]), "sum": total}
 

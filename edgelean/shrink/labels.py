@@ -55,6 +55,7 @@ class Labels:
     _reasons: dict[int, str] = field(default_factory=dict)
     _parts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _products: dict[tuple[int, ...], int] = field(default_factory=dict)
+    _atoms: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Line:
         """Return ``count`` new labels, each on its own."""
@@ -76,7 +77,9 @@ class Labels:
         parts = self._parts.get(root)
         if parts is None:
             return (root,)
-        return tuple(dict.fromkeys(atom for part in parts for atom in self.atoms(part)))
+        if root not in self._atoms:
+            self._atoms[root] = tuple(dict.fromkeys(atom for part in parts for atom in self.atoms(part)))
+        return self._atoms[root]
 
     def product(self, parts: Sequence[int]) -> int:
         """Return the label of an element that goes when any of some labels goes."""
@@ -100,9 +103,11 @@ class Labels:
             known = right if left is None else left
             self.freeze(known, reason)
             return known
-        if left is not right:
-            for a, b in zip(left.tolist(), right.tolist(), strict=True):
-                self.join(a, b)
+        if len(left) != len(right):
+            raise ValueError(f"{len(left)} labels meet {len(right)}")
+        different = left != right
+        for a, b in zip(left[different].tolist(), right[different].tolist(), strict=True):
+            self.join(a, b)
         return left
 
     def tie(self, line: Dimension, count: int) -> None:
@@ -120,16 +125,21 @@ class Labels:
         left, right = self._parts.get(a), self._parts.get(b)
         if left is None and right is not None:
             a, b, left, right = b, a, right, left
-        if left is not None and (b in self.atoms(a) or (right is not None and a in self.atoms(b))):
+        if left is not None and (self._holds(a, b) or self._holds(b, a)):
             self._freeze_label(a, "it is a part of itself")
             self._freeze_label(b, "it is a part of itself")
             return
         self._parent[b] = a
+        self._atoms.clear()
         if b in self._reasons:
             self._reasons.setdefault(a, self._reasons.pop(b))
         if left is not None and right is not None:
             del self._parts[b]
             self._match(left, right)
+
+    def _holds(self, whole: int, part: int) -> bool:
+        """Tell whether a label is among the parts of another, or among their parts."""
+        return any(root == part or self._holds(root, part) for root in map(self.root, self._parts.get(whole, ())))
 
     def _match(self, left: tuple[int, ...], right: tuple[int, ...]) -> None:
         if len(left) != len(right):
@@ -147,6 +157,10 @@ class Labels:
         if line is not None:
             for label in np.unique(line).tolist():
                 self._freeze_label(label, reason)
+
+    def stays(self, line: Dimension) -> bool:
+        """Tell whether no element of a dimension can go."""
+        return line is None or all(self.root(label) in self._reasons for label in np.unique(line).tolist())
 
     def _freeze_label(self, label: int, reason: str) -> None:
         self._reasons.setdefault(self.root(label), reason)
@@ -181,7 +195,10 @@ def reshaped(labels: Labels, value: Value, shape: tuple[int, ...]) -> tuple[Dime
             out[after[0]] = value.labels[before[0]]
             continue
         merged = _merged(labels, value, before)
-        if merged is not None and after:
+        wide = [j for j in after if shape[j] > 1]
+        if merged is not None and len(wide) == 1:
+            out[wide[0]] = merged
+        elif merged is not None:
             for place, line in zip(after, _divided(labels, merged, [shape[j] for j in after]), strict=True):
                 out[place] = line
     return tuple(out)
@@ -209,7 +226,7 @@ def _factors(before: tuple[int, ...], after: tuple[int, ...]) -> Iterable[tuple[
 
 def _merged(labels: Labels, value: Value, dims: list[int]) -> Dimension:
     """Return the labels along the dimension that some dimensions are merged into."""
-    known = [i for i in dims if value.labels[i] is not None and value.shape[i] > 1]
+    known = [i for i in dims if value.shape[i] > 1 and not labels.stays(value.labels[i])]
     if not known:
         return None
     sizes = [value.shape[i] for i in dims]
@@ -234,8 +251,7 @@ def _divided(labels: Labels, line: Line, sizes: list[int]) -> list[Dimension]:
     roots, back = np.unique([labels.root(label) for label in line.tolist()], return_inverse=True)
     terms = [labels.atoms(root) for root in roots.tolist()]
     if len({len(term) for term in terms}) != 1:
-        labels.freeze(line, "a view splits units of different kinds")
-        return [None] * len(sizes)
+        return _repeated(labels, line, sizes)
     factors: list[list[Line]] = [[] for _ in sizes]
     for column in np.array(terms).T:
         grid = column[back].reshape(sizes)
@@ -248,6 +264,15 @@ def _divided(labels: Labels, line: Line, sizes: list[int]) -> list[Dimension]:
             for j, fresh in zip(varying, _refined(labels, grid, varying), strict=True):
                 factors[j].append(fresh)
     return [_joined(labels, lines) for lines in factors]
+
+
+def _repeated(labels: Labels, line: Line, sizes: list[int]) -> list[Dimension]:
+    """Let units of different kinds go together where they are at one place of the largest dimension."""
+    widest = int(np.argmax(sizes))
+    stretches = np.moveaxis(line.reshape(sizes), widest, 0).reshape(sizes[widest], -1)
+    for column in stretches.T[1:]:
+        labels.unify(stretches[:, 0], column, "")
+    return [stretches[:, 0].copy() if j == widest else None for j in range(len(sizes))]
 
 
 def _refined(labels: Labels, grid: NDArray[np.int64], varying: list[int]) -> list[Line]:

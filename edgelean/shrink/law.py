@@ -12,10 +12,12 @@ from torch.func import functional_call
 
 from edgelean.errors import LawError
 from edgelean.nn import LRU, DiagonalSystem
-from edgelean.shrink.balance import Reduction
 from edgelean.shrink.attributes import numbers_of, set_numbers
-from edgelean.shrink.cut import tensors_of
+from edgelean.shrink.balance import Reduction
+from edgelean.shrink.cut import kept_of, tensors_of
+from edgelean.shrink.followers import named_tensors, sliced
 from edgelean.shrink.modules import align, follow
+from edgelean.shrink.parametrized import gains
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.reference import casts_to_single, double, doubled, graph_outputs, leaves, removed_atoms
 from edgelean.shrink.trace import Trace
@@ -90,11 +92,9 @@ def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list
     LawError
         If it would not run.
     """
-    contents = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
-    for removal in plan.removals:
-        whole = contents[removal.tensor]
-        left = sorted(set(range(whole.shape[removal.dim])) - set(removal.indices))
-        contents[removal.tensor] = whole.index_select(removal.dim, torch.tensor(left, device=whole.device, dtype=torch.int64))
+    kept, whole = kept_of(model, plan), _contents(model)
+    contents = {name: sliced(tensor.detach(), kept.get(name, {})) for name, tensor in tensors_of(model).items()}
+    contents |= gains(model, whole, contents, kept)
     before = numbers_of(model)
     follow(model, plan)
     try:
@@ -134,7 +134,11 @@ def masked(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         whole = contents[removal.tensor].clone()
         whole.index_fill_(removal.dim, torch.tensor(removal.indices, device=whole.device), 0)
         contents[removal.tensor] = whole
-    return contents
+    return contents | gains(model, _contents(model), contents, {})
+
+
+def _contents(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in named_tensors(model).items()}
 
 
 def deviation(expected: list[Tensor], found: list[Tensor]) -> float:
@@ -147,7 +151,7 @@ def deviation(expected: list[Tensor], found: list[Tensor]) -> float:
     """
     worst = 0.0
     for left, right in zip(expected, found, strict=True):
-        if left.shape != right.shape or not torch.isfinite(right).all():
+        if left.shape != right.shape or not (torch.isfinite(left).all() and torch.isfinite(right).all()):
             raise LawError(f"the cut model returns {tuple(right.shape)}, the masked model {tuple(left.shape)}")
         scale = float(left.abs().max()) or 1.0
         worst = max(worst, float((left - right).abs().max()) / scale)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from edgelean.errors import LawError
@@ -49,9 +48,7 @@ class Proof:
 
     def applied(self, anatomy: Anatomy) -> Anatomy:
         """Return an anatomy with what was proved: numbers that follow, axes tied, axes refused."""
-        axes = {
-            name: replace(axis, attributes=self.attributes.get(name, ())) for name, axis in anatomy.axes.items()
-        }
+        axes = {name: replace(axis, attributes=self.attributes.get(name, ())) for name, axis in anatomy.axes.items()}
         for name, first in self.ties.items():
             if name in axes and first in axes:
                 axes[first] = tied(axes[first], axes.pop(name))

@@ -1,8 +1,8 @@
 """What a cut model has to compute: the graph of the uncut model with the removed units masked to zero.
 
 Where an operator takes statistics over units (the mean and variance of a layer norm, a mean over channels), a unit at
-zero is not the same as a unit that is not there. There the reference takes them over the units that are kept, as the cut
-model does. Everything else of the graph runs at full size, on masked parameters.
+zero is not the same as a unit that is not there. There the reference takes them over the units that are kept, as the
+cut model does. Everything else of the graph runs at full size, on masked parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional
 from edgelean.shrink.labels import Value
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.rules.reductions import REDUCTIONS, reduced_dims
-from edgelean.shrink.trace import Trace, trace
+from edgelean.shrink.trace import Trace
 
 CASTS = ("to", "_to_copy", "float", "type_as")
 NORMS = ("layer_norm", "rms_norm", "group_norm")

@@ -83,6 +83,7 @@ def amounts(
     """
     found: Tensors = {}
     for path, name, gone in _readers(anatomy, plan):
+        module: Any
         module, flow = model.get_submodule(path), flows.get(path, Flow())
         place = _place(module, path, anatomy)
         if flow.mean is None or place is None:

@@ -126,6 +126,8 @@ class Scores:
         self._handles.clear()
 
     def _count(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not (self.active and module.training):
+            return
         tensors = [x for x in arguments if isinstance(x, Tensor) and x.ndim]
         self._samples = len(tensors[0]) if tensors else self._samples
 
@@ -140,7 +142,9 @@ class Scores:
             key = f"{name}[{dim}]"
             fresh = slope.square() * self._samples
             known = self.slopes.get(key)
-            self.slopes[key] = fresh if known is None or len(known) != len(fresh) else torch.lerp(fresh, known, FORGETTING)
+            self.slopes[key] = (
+                fresh if known is None or len(known) != len(fresh) else torch.lerp(fresh, known, FORGETTING)
+            )
 
     def _read(self, flow: Flow) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:

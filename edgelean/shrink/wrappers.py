@@ -39,7 +39,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, DistributedDataParallel):
             _refuse_options(model)
             model = model.module
-        elif (inside := model._modules.get("_orig_mod")) is not None:
+        elif isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
             model = inside
         else:
             return model
@@ -72,7 +72,7 @@ def _refuse_options(parallel: DistributedDataParallel) -> None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Tell whether torch.compile has been applied to a module or to one in it."""
-    return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in model.modules())
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
 
 
 def eagerly(model: nn.Module) -> AbstractContextManager[Any]:
@@ -100,7 +100,7 @@ def rewire(model: nn.Module) -> list[str]:
 def _rebuild(parallel: Any) -> None:
     """Give DistributedDataParallel a new reducer, in the way in which it makes one itself when it is unpickled."""
     built_in = getattr(dist, "BuiltinCommHookType").__members__.get(_hook_name(parallel))  # noqa: B009  not typed
-    parallel.reducer._remove_autograd_hooks()
+    parallel.reducer._remove_autograd_hooks()  # it lives on while anybody holds it
     parameters, sparse = parallel._build_params_for_reducer()
     names = parallel._build_debug_param_to_name_mapping(parameters)
     parallel._ddp_init_helper(parameters, sparse, names, parallel.static_graph)

@@ -1,6 +1,6 @@
 """How labels flow through each ATen operator; what has no rule here is left alone and named in the log."""
 
-from edgelean.shrink.rules import layers, pointwise, products, reductions, recurrent, shapes
+from edgelean.shrink.rules import layers, pointwise, products, recurrent, reductions, shapes
 from edgelean.shrink.rules.call import RULES as RULES
 from edgelean.shrink.rules.call import Call as Call
 from edgelean.shrink.rules.call import Extent as Extent

@@ -75,7 +75,6 @@ class Call:
         """Return a flow with one output that has these labels."""
         return Flow((Value(self.shapes[0], tuple(lines)),), kind)
 
-
     def labelled(self) -> Call:
         """Return the call with labels of their own in tensors of one number: their units may go with what they meet."""
         named = {key: self._with_labels(argument) for key, argument in self.named.items()}

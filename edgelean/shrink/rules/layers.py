@@ -127,7 +127,7 @@ def _batch_norm(call: Call) -> Flow:
 
 @rule("layer_norm", "rms_norm")
 def _layer_norm(call: Call) -> Flow:
-    """The statistics are those of the units that are left; over several dimensions they are left alone."""
+    """Take statistics over the units that are left; over several dimensions they are left alone."""
     x, over = call.arguments[0], len(call.arguments[1])
     for place in range(over):
         line = x.labels[len(x.shape) - over + place]
@@ -156,5 +156,3 @@ def _weight_norm(call: Call) -> Flow:
         if place == dim % len(direction.shape):
             call.labels.unify(direction.labels[place], length.labels[place], "weight norm has no units there")
     return Flow((Value(direction.shape, direction.labels),), "free")
-
-

@@ -47,8 +47,8 @@ def _cell(call: Call) -> Flow:
     x, states, parameters = call.arguments[0], call.arguments[1], call.tensors()
     parameters = [value for value in parameters[-4:] if value.shape[0] == parameters[-1].shape[0]]
     gates = GATES[call.operator.removesuffix("_cell")]
-    unit = parameters[1].labels[0][: parameters[1].shape[0] // gates]
-    _couple(call, parameters, unit, gates, x.labels[-1])
+    _couple(call, parameters, parameters[1].labels[1], gates, x.labels[-1])
+    unit = parameters[1].labels[1]
     for state in states if isinstance(states, (list, tuple)) else [states]:
         _enter_state(call, state, unit)
     out = tuple(Value(shape, (*x.labels[:-1], unit)) for shape in call.shapes)

@@ -9,7 +9,6 @@ from typing import Any
 from edgelean.shrink.labels import Dimension, Value, plain
 from edgelean.shrink.rules.call import RULES, Call, Flow, rule
 
-
 REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "prod", "logsumexp")
 
 
@@ -35,7 +34,7 @@ def _reduction(call: Call) -> Flow:
     return replace(call.result(lines, "reduce"), over=over)
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "flip_statistic", "logcumsumexp")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
 def _along(call: Call) -> Flow:
     x = call.arguments[0]
     call.labels.freeze(x.labels[int(call.argument(1, -1, "dim"))], f"{call.operator} runs over it")
@@ -49,7 +48,7 @@ PLACES = {"max": 1, "min": 1, "median": 1, "any": 1, "all": 1, "argmax": 1, "arg
 
 @rule(*PLACES)
 def _chosen(call: Call) -> Flow:
-    """What depends on the place of an element says nothing about those that are left."""
+    """Leave alone what is compared: the place of an element says nothing about those that are left."""
     x, place = call.arguments[0], call.argument(PLACES[call.operator], None, "dim")
     if isinstance(place, Value):
         return RULES["maximum"](call)
@@ -67,10 +66,11 @@ def _chosen(call: Call) -> Flow:
 
 @rule(
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "max_pool2d_with_indices",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d",
-    "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_nearest_exact2d", "reflection_pad1d", "reflection_pad2d",
-    "replication_pad1d", "replication_pad2d", "lp_pool2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
+    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_nearest_exact2d",
+    "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
+    "replication_pad2d",
 )  # fmt: skip
 def _over_space(call: Call) -> Flow:
     x = call.arguments[0]

@@ -11,7 +11,7 @@ from edgelean.shrink.labels import Dimension, Line, Value, plain, reshaped
 from edgelean.shrink.rules.call import Call, Flow, rule, rule_for_uniform, unknown
 
 
-@rule_for_uniform("view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "view_as", "squeeze_")
+@rule_for_uniform("view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "squeeze_", "unsqueeze")
 def _view(call: Call) -> Flow:
     x = call.arguments[0]
     if x.uniform:
@@ -45,27 +45,27 @@ def _moved(rank: int, source: int | Sequence[int], target: int | Sequence[int]) 
     return order
 
 
-@rule("cat", "concat", "stack", "hstack", "vstack")
+@rule("cat", "concat", "stack")
 def _joined(call: Call) -> Flow:
-    if call.operator in ("hstack", "vstack"):
-        return unknown(call)
-    parts = call.tensors()
-    rank = len(call.shapes[0])
-    place = int(call.argument(1, 0, "dim")) % rank
+    parts, rank, place = call.tensors(), len(call.shapes[0]), int(call.argument(1, 0, "dim"))
+    place %= rank
     if call.operator == "stack":
-        parts = [
-            Value((*p.shape[:place], 1, *p.shape[place:]), (*p.labels[:place], None, *p.labels[place:])) for p in parts
-        ]
-    parts = [part for part in parts if part.shape[place] > 0]
-    lines: list[Dimension] = list(parts[0].labels)
+        parts = [_with_one(part, place) for part in parts]
+    parts = [part for part in parts if len(part.shape) == rank and part.shape[place] > 0]
+    lines: list[Dimension] = list(parts[0].labels) if parts else [None] * rank
     for part in parts[1:]:
         for i in range(rank):
             if i != place:
                 lines[i] = call.labels.unify(lines[i], part.labels[i], "it is joined with a dimension without units")
-    lines[place] = None
-    if any(part.labels[place] is not None for part in parts):
+    if len(parts) > 1 and any(part.labels[place] is not None for part in parts):
         lines[place] = np.concatenate([_named(call, part.labels[place], part.shape[place]) for part in parts])
     return call.result(lines, "move")
+
+
+def _with_one(part: Value, place: int) -> Value:
+    """Return a tensor with a dimension of one element more."""
+    shape, lines = part.shape, part.labels
+    return Value((*shape[:place], 1, *shape[place:]), (*lines[:place], None, *lines[place:]))
 
 
 def _named(call: Call, line: Dimension, size: int) -> Line:
@@ -77,11 +77,13 @@ def _named(call: Call, line: Dimension, size: int) -> Line:
     return fresh
 
 
-@rule("slice", "narrow", "select", "unbind", "split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk",
-      "unsafe_split")  # fmt: skip
+@rule_for_uniform("slice", "narrow", "select", "unbind", "split", "split_with_sizes", "chunk", "tensor_split",
+      "unsafe_chunk", "unsafe_split")  # fmt: skip
 def _parts(call: Call) -> Flow:
-    """A part of a dimension keeps its labels; equal parts of one split keep as many units as each other."""
+    """Keep the labels of a part of a dimension; equal parts of one split keep as many units as each other."""
     x = call.arguments[0]
+    if x.uniform:
+        return Flow(tuple(Value(shape, (None,) * len(shape), uniform=True) for shape in call.shapes), "move")
     rank = len(x.shape)
     split = call.operator not in ("slice", "narrow", "select", "unbind")
     place = int(call.argument(2 if split else 1, 0, "dim")) % rank
@@ -153,7 +155,7 @@ def _unfolded(call: Call) -> Flow:
 
 @rule("diag", "diag_embed")
 def _diagonal_matrix(call: Call) -> Flow:
-    """A vector becomes a matrix: a unit is a row and a column."""
+    """Make a matrix of a vector: a unit is a row and a column."""
     x, offset = call.arguments[0], call.argument(1, 0, "diagonal" if call.operator == "diag" else "offset")
     if offset or len(call.arguments) > 2 or (call.operator == "diag" and len(x.shape) > 1):
         return unknown(call)
@@ -168,8 +170,9 @@ def _flipped(call: Call) -> Flow:
     return call.result(lines, "move")
 
 
-@rule_for_uniform("expand", "expand_as", "broadcast_to", "repeat", "tile")
+@rule_for_uniform("expand", "broadcast_to", "repeat", "tile")
 def _repeated(call: Call) -> Flow:
+    """One element repeated is the same in all its copies: they may go with whatever units they meet."""
     x, shape = call.arguments[0], call.shapes[0]
     if x.uniform:
         return Flow((Value(shape, (None,) * len(shape), uniform=True),), "move")
@@ -179,7 +182,8 @@ def _repeated(call: Call) -> Flow:
         times = shape[place + new] // x.shape[place] if x.shape[place] else 1
         if times > 1 and x.shape[place] == 1:
             call.labels.freeze(line, f"{call.operator} repeats it along a dimension")
-            line = None
+            lines.append(call.labels.fresh(times))
+            continue
         lines.append(line if line is None or times == 1 else np.tile(line, times))
     return call.result(lines, "move")
 
@@ -201,9 +205,7 @@ def _gated(call: Call) -> Flow:
     x = call.arguments[0]
     place = int(call.argument(1, -1, "dim")) % len(x.shape)
     call.labels.tie(x.labels[place], 2)
-    lines = [
-        line[: len(line) // 2] if line is not None and i == place else line for i, line in enumerate(x.labels)
-    ]
+    lines = [line[: len(line) // 2] if line is not None and i == place else line for i, line in enumerate(x.labels)]
     return call.result(lines, "pointwise")
 
 
