@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from edgelean.delivery import Delivery, Label, deliver, evidence
 from edgelean.errors import InputError
 from edgelean.loop import ClosedLoop, Surroundings
 from edgelean.profile import Profile, load_profile
+from edgelean.shrink.followers import Follower, counterpart
+from edgelean.shrink.wrappers import eagerly, refuse_sharded, unwrapped
 from edgelean.stopwatch import Stopwatch
 from edgelean.target import open_target
 from edgelean.training.run import OnEvent
@@ -40,8 +42,9 @@ class Attached:
     def step(self) -> None:
         """Do what is due: call it right after ``optimizer.step()``.
 
-        A cut changes the model in place. Every parameter stays the same object, and the optimizer's state is cut
-        along, so nothing else has to be told.
+        A cut changes the model in place. Every parameter stays the same object, and the state of the optimizer and
+        of the followers is cut along, so nothing else has to be told. A CUDA graph that the caller captured is the
+        exception: it has to be captured again after a "cut" or "rollback" event.
         """
         self._steps += 1
         self._loop.after_step(self._steps)
@@ -73,10 +76,15 @@ class Attached:
         self._loop.close()
         bench = self._loop.bench
         size = bench.profile.batch
-        pairs = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
-        found = evidence(bench.model, pairs, metric, getattr(metric, "__name__", "metric"))
-        with closing(bench.target):
-            return deliver(self._loop, found, Label(f"{name} for {bench.profile.name}", ()), Path(out), self._stopwatch)
+        label = Label(f"{name} for {bench.profile.name}", ())
+
+        def delivered() -> Delivery:
+            pairs = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
+            found = evidence(bench.model, pairs, metric, getattr(metric, "__name__", "metric"))
+            return deliver(self._loop, found, label, Path(out), self._stopwatch)
+
+        with closing(bench.target), eagerly(self._loop.model):
+            return self._loop.ranks.first(delivered)
 
     def _record(self, event: str, step: int, **fields: Any) -> None:
         told = {"event": event, "step": step, **fields}
@@ -95,6 +103,7 @@ def attach(
     latency: str | None = None,
     energy: str | None = None,
     validate: Callable[[], float] | None = None,
+    followers: Sequence[Follower] = (),
     target: str | None = None,
     on_event: OnEvent | None = None,
 ) -> Attached:
@@ -103,7 +112,9 @@ def attach(
     Parameters
     ----------
     model, optimizer
-        Trained by the caller, and cut in place while they are.
+        Trained by the caller, and cut in place while they are. The model may be compiled, or wrapped in
+        ``DistributedDataParallel``: then every process attaches, steps and finishes alike, and what the first one
+        reads, validates and plans holds for all.
     example_inputs
         Inputs of one small batch; their first dimension is the batch.
     profile
@@ -115,6 +126,9 @@ def attach(
     validate
         Gives the metric on validation data, higher is better. With it a cut that the model does not recover from is
         taken back; without it nothing is.
+    followers
+        What is cut along: further optimizers of the model's parameters, and copies with parameters of the same
+        names, such as ``torch.optim.swa_utils.AveragedModel`` or a teacher. A rollback takes them back, too.
     target
         ``"local"``, ``"modelled"`` or ``"ssh://[user@]host"``; left out: local where the board is this machine, else
         modelled.
@@ -124,7 +138,8 @@ def attach(
     Raises
     ------
     InputError
-        If a budget cannot be reached (the message has the reachable minimum), or the model cannot be traced.
+        If a budget cannot be reached (the message has the reachable minimum), the model cannot be traced, it is
+        wrapped in something with which parameters cannot be cut, or a follower does not follow it.
     """
     if steps < 1:
         raise InputError(f"attach needs the number of optimizer steps of the training, found steps={steps}")
@@ -133,6 +148,12 @@ def attach(
     board = load_board(wanted.board)
     example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     stopwatch = Stopwatch()
-    bench = Bench(model, example, wanted, open_target(target, wanted, board), stopwatch)
-    loop = ClosedLoop(bench, optimizer, Surroundings(board, steps, validate, stopwatch))
+    network = unwrapped(model)
+    for follower in (optimizer, *followers):
+        if isinstance(follower, nn.Module):
+            counterpart(follower, network)
+        else:
+            refuse_sharded(follower)
+    bench = Bench(network, example, wanted, open_target(target, wanted, board), stopwatch)
+    loop = ClosedLoop(bench, optimizer, Surroundings(board, steps, validate, stopwatch, model, tuple(followers)))
     return Attached(loop, stopwatch, on_event)

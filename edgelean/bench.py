@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,11 @@ from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import export_onnx
 from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
+from edgelean.shrink import law
 from edgelean.shrink.axes import Anatomy, dissect
+from edgelean.shrink.plan import Plan
+from edgelean.shrink.prove import Proof, prove
+from edgelean.shrink.trace import trace
 from edgelean.stopwatch import Stopwatch
 from edgelean.target import Candidate, Target, thorough
 from edgelean.target.candidate import Feeds
@@ -60,11 +65,21 @@ class Bench:
         self.batch = tuple(_resized(x, profile.batch) for x in example)
         self.probe = tuple(_resized(x, PROBE_SAMPLES) for x in example)
         self._stopwatch = stopwatch
+        self._proof: Proof | None = None
         self.look()
 
     def look(self) -> None:
-        """Take the model apart as it is now."""
-        self.anatomy = dissect(self.model, self.batch)
+        """Take the model apart as it is now; the first time, prove which axes can be cut."""
+        found = dissect(self.model, self.batch)
+        if self._proof is None:
+            self._proof = prove(self.model, found, self.probe)
+        self.anatomy = self._proof.applied(found)
+
+    def expected(self, plan: Plan) -> list[Tensor]:
+        """Return what the model has to compute on the probe once a plan is applied."""
+        if self.anatomy.statistics.isdisjoint(cut.axis for cut in plan.cuts):
+            return law.outputs(self.model, law.masked(self.model, plan), self.probe)
+        return law.Reference(self.model, trace(self.model, self.probe), self.probe).outputs(plan)
 
     def cost(self, keep: Mapping[str, int]) -> Costs:
         """Return the predicted latency in ms and energy in mJ of the model that keeps so many units of each axis."""
@@ -115,6 +130,22 @@ class Bench:
         names = ["input", *(f"input_{i}" for i in range(1, len(self.batch)))]
         return {name: x.cpu().numpy() for name, x in zip(names, self.batch, strict=True)}
 
+    def told(self, reading: Reading) -> dict[str, Any]:
+        """Return a reading of the present model as the fields of an event."""
+        latency, energy = reading.latency, reading.energy
+        return {
+            "latency_ms": latency.value,
+            "latency_low_ms": latency.low,
+            "latency_high_ms": latency.high,
+            "energy_mj": energy.value if energy else None,
+            "provenance": latency.provenance,
+            "energy_provenance": energy.provenance if energy else None,
+            "energy_method": energy.method if energy else None,
+            "noise": reading.noise,
+            "parameters": self.parameters(),
+            "macs": self.macs(),
+        }
+
     def observed(self, reading: Reading) -> dict[str, Observed]:
         """Return a reading next to the predicted cost of the same structure, per quantity."""
         cost = self.cost({})
@@ -158,7 +189,7 @@ def refuse_the_unreachable(
     Parameters
     ----------
     floor
-        Units that every axis keeps.
+        Channels, or elements of heads, that every axis keeps.
     start
         The full-size model, per quantity.
 
@@ -167,7 +198,7 @@ def refuse_the_unreachable(
     InputError
         If a budget is below what that would need; says how much it is.
     """
-    least = bench.cost({name: min(axis.size, floor) for name, axis in bench.anatomy.axes.items()})
+    least = bench.cost({name: min(axis.size, max(1, floor // axis.width)) for name, axis in bench.anatomy.axes.items()})
     for name, limit in limits.items():
         reachable = start[name].measured * least[name] / start[name].cost
         if limit < reachable:

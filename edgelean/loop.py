@@ -7,27 +7,30 @@ it, cuts, and checks that the cut model obeys the law. A cut that the network do
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgelean import control
 from edgelean.bench import Bench, limits_of, refuse_the_unreachable
 from edgelean.board import Board
 from edgelean.errors import DeviceError, LawError
 from edgelean.reading import Reading, incomparable
-from edgelean.shrink import law, refit
-from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
+from edgelean.shrink.attributes import numbers_of
+from edgelean.shrink.cut import Contents, Tensors, cloned, put_back, restore, saved, tensors_of
+from edgelean.shrink.followers import Follower, State, load_state, saved_state
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.scores import Scores
+from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
+from edgelean.surgery import Patient, guilty, operate
 
 PATIENCE = 3
 """So often a metric that has not come back after a cut is looked at again before the cut is taken back: with a high
@@ -58,12 +61,18 @@ class Surroundings:
     validate
         Gives the metric on the validation data, higher is better; None if there is none, and then no cut is
         judged by it.
+    model
+        The model as the training calls it, where that is not the network itself: for several processes, or compiled.
+    followers
+        What is cut along, beside the optimizer of the loop.
     """
 
     board: Board
     steps: int
     validate: Callable[[], float] | None
     stopwatch: Stopwatch
+    model: nn.Module | None = None
+    followers: tuple[Follower, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ class Pending:
     tensors: Tensors
     optimizer: Mapping[int, Mapping[str, Any]]
     moments: Mapping[str, Mapping[str, Tensor]]
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    followers: tuple[Contents | State, ...] = ()
 
 
 @dataclass
@@ -130,6 +141,10 @@ class ClosedLoop:
 
     Attributes
     ----------
+    model
+        The model as the training calls it.
+    ranks
+        The processes that train the model together: what the first one reads, validates and plans holds for all.
     record
         Where events go; nowhere until it is set.
     full_size
@@ -140,12 +155,16 @@ class ClosedLoop:
 
     def __init__(self, bench: Bench, optimizer: torch.optim.Optimizer, around: Surroundings) -> None:
         self.bench, self.optimizer, self.around = bench, optimizer, around
+        self.model = bench.model if around.model is None else around.model
+        self.ranks = Ranks.of(self.model)
+        self._patient = Patient(bench, self.model, (optimizer, *around.followers), self.ranks)
+        self._observing = ExitStack()
         self.record: Record = lambda event, step, **fields: None
         self._width = bench.step_width(around.board)
         self._floor = max(bench.profile.control.floor, self._width)
         self.scores = Scores()
         self.scores.watch(bench.model, bench.anatomy.axes)
-        self.full_size = bench.read()
+        self.full_size = self.ranks.first(bench.read)
         self.limits = limits_of(bench.profile, self.full_size)
         start = bench.observed(self.full_size)
         refuse_the_unreachable(bench, self._floor, self.limits, start)
@@ -164,16 +183,27 @@ class ClosedLoop:
 
     def _do_what_is_due(self, step: int) -> None:
         with self.around.stopwatch.phase("control"):
-            self.scores.active = (step + 1) % self._every == 0
+            if self.scores.active:
+                self.scores.observe_gradients(self.bench.model, self.bench.anatomy.axes)
+            self._observe((step + 1) % self._every == 0)
             if self.progress.done or not control.due(step, self.progress.controller):
                 return
             if step % self._every == 0:
                 self._watch_the_order()
             if control.gate_open(step, self.progress.agreement, self.progress.controller):
-                self._event(step)
+                with eagerly(self.model):
+                    self._event(step)
+
+    def _observe(self, active: bool) -> None:
+        """Collect the scores in the coming step, or not; compiled code would break at the hooks."""
+        self.scores.active = active
+        self._observing.close()
+        if active:
+            self._observing.enter_context(eagerly(self.model))
 
     def close(self) -> None:
         """Take the hooks off the model."""
+        self._observing.close()
         self.scores.release()
 
     # -- one event -----------------------------------------------------------------------------------------------------
@@ -209,18 +239,24 @@ class ClosedLoop:
     def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
         order, choices = self._choices()
         allocation = control.allocate(choices, self.bench.cost, demand.targets)
-        plan = make_plan(self.bench.anatomy, allocation.keep, order, allocation.nats)
+        mine = make_plan(self.bench.anatomy, allocation.keep, order, allocation.nats)
+        plan = Plan.from_json(self.ranks.same(mine.to_json()))
         if not plan.cuts:
             self.record("wait", step, reason="no step of any axis makes the model faster on this target")
             return
         self._keep_spectra(choices)
         self.progress.pending = self._snapshot()
+        gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            error = self._apply(plan)
+            operation = operate(self._patient, plan, self.scores)
         except LawError as refusal:
             self._restore()
-            self._ban(plan, order, refusal, step)
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+            self._ban(plan, refusal, step)
             return
+        self.scores.forget(plan, self.bench.anatomy.axes)
+        self.bench.look()
         self.progress.reading = self._read()
         step_s, self._laps_s = statistics.median(self._laps_s), []
         self.record(
@@ -235,40 +271,11 @@ class ClosedLoop:
             parameters=self.bench.parameters(),
             step_s=step_s,
             predicted={"latency_ms": allocation.cost_after["latency"], "energy_mj": allocation.cost_after["energy"]},
-            law_error=error,
+            law_error=operation.error,
+            notes=operation.notes,
             plan=plan.to_json(),
         )
         self.record_reading(step)
-
-    def _apply(self, plan: Plan) -> float:
-        """Cut the model; return how far its outputs are from the law.
-
-        Channels are compared with the masked model, a truncated state space layer with its reduced system.
-        """
-        model, axes = self.bench.model, self.bench.anatomy.axes
-        channels = replace(plan, states={})
-        whole = law.outputs(model, tensors_of(model), self.bench.probe)
-        expected = law.outputs(model, law.masked(model, channels), self.bench.probe)
-        amounts = refit.shifts(model, self.bench.anatomy, channels, self.scores.flows)
-        apply(model, channels, self.optimizer)
-        found = law.outputs(model, tensors_of(model), self.bench.probe)
-        error = law.check(expected, found)
-        self._refit(amounts, channels, law.distance(whole, found), whole)
-        read = {path: inputs for path in plan.states if (inputs := self.scores.flows[path].inputs) is not None}
-        for path, reduction in apply(model, replace(plan, removals=()), self.optimizer, read).items():
-            error = max(error, law.check_states(state_layer(model, path), reduction, read[path]))
-        for cut in plan.cuts:
-            self.scores.forget(axes[cut.axis], cut.removed)
-        self.bench.look()
-        return error
-
-    def _refit(self, amounts: Tensors, plan: Plan, distance: float, whole: list[Tensor]) -> None:
-        """Let biases take over the mean of what went, if that brings the outputs nearer to the uncut model's."""
-        model = self.bench.model
-        before = cloned({name: tensors_of(model)[name] for name in amounts})
-        refit.add(model, amounts, plan)
-        if law.distance(whole, law.outputs(model, tensors_of(model), self.bench.probe)) > distance:
-            restore(model, {**tensors_of(model), **before})
 
     def _choices(self) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
         """Return in which order the units of each axis go, and what the allocator may choose from."""
@@ -276,11 +283,13 @@ class ClosedLoop:
         order, choices = {}, []
         for name, axis in self.bench.anatomy.axes.items():
             priced = self.scores.removal_prices(axis, self.bench.model)
-            floor = max(self._floor, math.ceil((1 - most) * axis.size))
+            # A head is as wide as so many channels.
+            width = max(1, self._width // axis.width)
+            floor = max(1, self._floor // axis.width, math.ceil((1 - most) * axis.size))
             if priced is None or axis.size <= floor or name in self.progress.banned:
                 continue
             order[name], prices = priced
-            choices.append(control.Choice(name, axis.size, self._width, floor, prices))
+            choices.append(control.Choice(name, axis.size, width, floor, prices))
         return order, choices
 
     # -- taking a cut back ---------------------------------------------------------------------------------------------
@@ -303,32 +312,23 @@ class ClosedLoop:
 
     def _snapshot(self) -> Pending:
         moments = {path: cloned(flow.tensors()) for path, flow in self.scores.flows.items()}
-        optimizer = copy.deepcopy(self.optimizer.state_dict()["state"])
-        return Pending(cloned(tensors_of(self.bench.model)), optimizer, moments)
+        others = tuple(saved(follower) for follower in self.around.followers)
+        network = self.bench.model
+        return Pending(cloned(tensors_of(network)), saved_state(self.optimizer), moments, numbers_of(network), others)
 
     def _restore(self) -> None:
         pending, self.progress.pending, self.progress.doubts = self.progress.pending, None, 0
         if pending is not None:
-            restore(self.bench.model, pending.tensors)
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": pending.optimizer, "param_groups": groups})
+            restore(self.model, pending.tensors, pending.numbers)
+            load_state(self.optimizer, pending.optimizer)
+            for follower, before in zip(self.around.followers, pending.followers, strict=True):
+                put_back(follower, before)
             self.scores.put_back(pending.moments)
             self.look_again()
 
-    def _ban(self, plan: Plan, order: Mapping[str, Sequence[int]], refusal: LawError, step: int) -> None:
+    def _ban(self, plan: Plan, refusal: LawError, step: int) -> None:
         """Leave alone, from now on, the axes of a refused plan that break the law each on their own; else all of it."""
-        model, guilty = self.bench.model, []
-        whole = cloned(tensors_of(model))
-        for cut in plan.cuts:
-            alone = make_plan(self.bench.anatomy, {cut.axis: cut.after}, order, 0.0)
-            expected = law.outputs(model, law.masked(model, alone), self.bench.probe)
-            try:
-                apply(model, replace(alone, states={}))
-                law.check(expected, law.outputs(model, tensors_of(model), self.bench.probe))
-            except LawError:
-                guilty.append(cut.axis)
-            restore(model, whole)
-        for axis in guilty or [cut.axis for cut in plan.cuts]:
+        for axis in guilty(self.bench, plan) or [cut.axis for cut in plan.cuts]:
             self.progress.banned[axis] = str(refusal)
             self.record("wait", step, reason=f"{axis} is left alone: {refusal}")
         self.progress.controller = control.postponed(self.progress.controller, step)
@@ -348,7 +348,7 @@ class ClosedLoop:
     # -- readings ------------------------------------------------------------------------------------------------------
 
     def _read(self) -> Reading:
-        reading = self.bench.read_artifact() if self.progress.confirmed else self.bench.read()
+        reading = self.ranks.first(self.bench.read_artifact if self.progress.confirmed else self.bench.read)
         why = incomparable(self.full_size, reading)
         if why:
             raise DeviceError(f"the readings of this run can no longer be compared: {why}. Set it back, then resume")
@@ -364,36 +364,23 @@ class ClosedLoop:
 
     def record_reading(self, step: int) -> None:
         """Record the last reading as an event."""
-        latency, energy = self.progress.reading.latency, self.progress.reading.energy
-        self.record(
-            "reading",
-            step,
-            latency_ms=latency.value,
-            latency_low_ms=latency.low,
-            latency_high_ms=latency.high,
-            energy_mj=energy.value if energy else None,
-            provenance=latency.provenance,
-            energy_provenance=energy.provenance if energy else None,
-            energy_method=energy.method if energy else None,
-            noise=self.progress.reading.noise,
-            parameters=self.bench.parameters(),
-            macs=self.bench.macs(),
-        )
+        self.record("reading", step, **self.bench.told(self.progress.reading))
 
     def _validated(self) -> float | None:
         if self.around.validate is None:
             return None
         with self.around.stopwatch.phase("evaluating"):
-            return self.around.validate()
+            return self.ranks.same(self.around.validate())
 
     # -- scores and reach ----------------------------------------------------------------------------------------------
 
     def _watch_the_order(self) -> None:
         prices = [self.scores.unit_prices(axis) for axis in self.bench.anatomy.axes.values() if axis.kind == "channels"]
         order = tuple(price for axis in prices if axis is not None for price in axis.tolist())
+        agreement = self.progress.agreement
         if len(order) == len(self.progress.order) > 1:
-            self.progress.agreement = control.rank_correlation(self.progress.order, order)
-        self.progress.order = order
+            agreement = control.rank_correlation(self.progress.order, order)
+        self.progress.agreement, self.progress.order = self.ranks.same(agreement), order
 
     def _keep_spectra(self, choices: list[control.Choice]) -> None:
         for choice in choices:

@@ -78,7 +78,8 @@ def load(folder: str | Path) -> nn.Module:
     """Return the lean model of a run, as it was after its last epoch, ready to infer on the CPU."""
     job = asked_before(Run.open(Path(folder)))
     model = job.recipe.model()
-    restore(model, load_newest(Path(folder) / "checkpoints" / LEAN).part("model/"))
+    checkpoint = load_newest(Path(folder) / "checkpoints" / LEAN)
+    restore(model, checkpoint.part("model/"), checkpoint.values["numbers"])
     return model.eval()
 
 

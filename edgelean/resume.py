@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgelean.control import ControllerState
 from edgelean.loop import ClosedLoop, Pending
+from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.cut import restore, tensors_of
 from edgelean.training.checkpoint import Checkpoint, joined_state, split_state
 from edgelean.training.trainer import Session
@@ -29,6 +30,7 @@ def pack(session: Session, step: int, epoch: int) -> Checkpoint:
         {
             "step": step,
             "epoch": epoch,
+            "numbers": numbers_of(session.model),
             "optimizer": {"state": plain, "param_groups": state["param_groups"]},
             "schedule": session.schedule.state_dict(),
         },
@@ -37,7 +39,7 @@ def pack(session: Session, step: int, epoch: int) -> Checkpoint:
 
 def unpack(checkpoint: Checkpoint, session: Session) -> int:
     """Put a session, just prepared from the same recipe, where the checkpoint was; return the epochs that are done."""
-    restore(session.model, checkpoint.part("model/"))
+    restore(session.model, checkpoint.part("model/"), checkpoint.values["numbers"])
     saved = checkpoint.values["optimizer"]
     state = joined_state(checkpoint.part("optimizer/"), saved["state"])
     groups = session.optimizer.state_dict()["param_groups"]
@@ -51,6 +53,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
     """Return what the closed loop remembers."""
     progress, pending = loop.progress, loop.progress.pending
     tensors = _under("flow", _flat({path: flow.tensors() for path, flow in loop.scores.flows.items()}))
+    tensors |= _under("slope", loop.scores.slopes)
     values: dict[str, Any] = {
         "control": progress.controller.to_json(),
         "order": progress.order,
@@ -68,7 +71,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
         state, plain = split_state(pending.optimizer)
         tensors |= _under("pending/model", pending.tensors) | _under("pending/optimizer", state)
         tensors |= _under("pending/flow", _flat(pending.moments))
-        values["pending"] = plain
+        values["pending"] = {"optimizer": plain, "numbers": dict(pending.numbers)}
     return Checkpoint(tensors, values)
 
 
@@ -83,12 +86,14 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop) -> None:
     progress.banned = dict(values["banned"])
     loop.scores.active, progress.done = values["active"], values["done"]
     loop.scores.put_back(_nested(checkpoint.part("flow/")))
+    loop.scores.slopes = checkpoint.part("slope/")
     loop.look_again()
     if values["pending"] is not None:
         progress.pending = Pending(
             checkpoint.part("pending/model/"),
-            joined_state(checkpoint.part("pending/optimizer/"), values["pending"]),
+            joined_state(checkpoint.part("pending/optimizer/"), values["pending"]["optimizer"]),
             _nested(checkpoint.part("pending/flow/")),
+            values["pending"]["numbers"],
         )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from zoo import ZOO, Recurrent, make
+from zoo import WIDER, ZOO, Recurrent, make
 
 from edgelean.errors import InputError
 from edgelean.exporter.onnx import export_onnx
+from edgelean.shrink import law
 from edgelean.shrink.axes import dissect
-from edgelean.shrink.cut import apply
+from edgelean.shrink.cut import apply, tensors_of
 from edgelean.shrink.plan import make_plan
+from edgelean.shrink.prove import halved, prove
+from edgelean.shrink.trace import trace
 from edgelean.target.onnx_graph import operators_of
 
 
@@ -38,25 +41,56 @@ def test_states_of_a_recurrent_unit_are_an_axis_of_their_own():
     assert [(axis.size, axis.module()) for axis in states] == [(16, "block.lru")]
 
 
-def test_what_takes_statistics_over_units_is_left_alone_and_named():
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.layers")  # torch.export on its own recurrent layers
+@pytest.mark.parametrize("name", WIDER)
+def test_proved_axes_are_exact_when_all_of_them_are_halved(name):
+    model, example = make(name)
+    anatomy = dissect(model, example)
+    anatomy = prove(model, anatomy, example).applied(anatomy)
+    assert {axis.name: axis.size for axis in anatomy.axes.values()} == WIDER[name][2]
+    expected = law.Reference(model, trace(model, example), example).outputs(halved(anatomy))
+    whole = law.outputs(model, tensors_of(model), example)
+    apply(model, halved(anatomy))
+    found = law.outputs(model, tensors_of(model), example)
+    assert law.deviation(expected, found) < law.TOLERANCE
+    assert law.deviation(whole, found) > 1e-3  # the cut did something
+
+
+def test_what_is_left_alone_is_named():
     model, example = make("normalised")
     refused = {refusal.what: refusal.why for refusal in dissect(model, example).refused}
-    assert "layer_norm" in refused["embed.weight[0]"]
     assert "output" in refused["head.weight[0]"]
+    assert "without units" in refused["embed.weight[1]"]
 
 
-def test_an_operator_without_a_rule_freezes_what_meets_it():
-    class Sorted(nn.Module):
+def test_a_view_that_fixes_a_width_is_refused_and_named():
+    class Fixed(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 5)
 
         def forward(self, x):
-            return self.second(torch.sort(self.first(x), dim=1).values)
+            return self.second(self.first(x).view(-1, 16))
 
-    anatomy = dissect(Sorted(), (torch.randn(2, 6),))
+    model, example = Fixed(), (torch.randn(2, 6),)
+    anatomy = dissect(model, example)
+    proof = prove(model, anatomy, example)
+    assert set(anatomy.axes) == set(proof.refused) == {"first"}
+    assert "does not run" in proof.refused["first"]
+
+
+def test_an_operator_without_a_rule_freezes_what_meets_it():
+    class Entropy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.second(torch.special.entr(self.first(x)))
+
+    anatomy = dissect(Entropy(), (torch.randn(2, 6),))
     assert not anatomy.axes
-    assert any("sort has no rule" in refusal.why for refusal in anatomy.refused)
+    assert any("special_entr has no rule" in refusal.why for refusal in anatomy.refused)
 
 
 def test_a_model_that_cannot_be_traced_gives_one_message():

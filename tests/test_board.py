@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from calibrations import NUMBERS, calibration
+from calibrations import NUMBERS, calibration, exactly
 
 from edgelean.board import Board, board_names, load_board
 from edgelean.board.model import Calibration
@@ -184,6 +184,15 @@ def test_no_shipped_board_pretends_to_have_been_calibrated(name):
 
 def test_the_numbers_of_a_calibration_go_by_their_keys():
     assert dict(calibration().numbers) == NUMBERS
+
+
+def test_a_changed_calibration_has_changed_numbers_and_one_that_was_asked_for_them_is_still_the_same():
+    asked, never_asked = calibration(), calibration()
+    assert dict(asked.numbers)["call_us"] == 2.0
+    assert asked == never_asked
+    changed = asked.model_copy(update={"call_us": exactly(3.0)})
+    assert dict(changed.numbers)["call_us"] == 3.0
+    assert dict(asked.numbers)["call_us"] == 2.0
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,16 @@ from edgelean.shrink import law
 from edgelean.shrink.axes import dissect
 from edgelean.shrink.cut import apply, cloned, restore, tensors_of
 from edgelean.shrink.plan import Plan, Removal, make_plan
-from edgelean.shrink.refit import add, shifts
+from edgelean.shrink.prove import prove
+from edgelean.shrink.refit import add, amounts
 from edgelean.shrink.scores import Scores
+from edgelean.shrink.trace import trace
 
 
 def random_plan(model, example, share=0.4):
     """Remove a random share of every axis."""
-    anatomy = dissect(model, example)
+    found = dissect(model, example)
+    anatomy = prove(model, found, example).applied(found)
     order = {axis.name: torch.randperm(axis.size).tolist() for axis in anatomy.axes.values()}
     keep = {axis.name: max(1, round((1 - share) * axis.size)) for axis in anatomy.axes.values()}
     return make_plan(anatomy, keep, order, 0.0)
@@ -39,7 +42,7 @@ def train_step(model, optimizer, example):
 def test_cut_model_computes_what_the_masked_model_computes(name):
     model, example = make(name)
     plan = random_plan(model, example)
-    expected = law.outputs(model, law.masked(model, plan), example)
+    expected = law.Reference(model, trace(model, example), example).outputs(plan)
     whole = law.outputs(model, tensors_of(model), example)
     apply(model, plan)
     found = law.outputs(model, tensors_of(model), example)
@@ -134,7 +137,8 @@ def test_truncated_layer_computes_what_its_reduced_system_computes():
     loss = train_step(model, optimizer, example)
     layer, read = model.block.lru, torch.randn(4, 32, 8)
     parameters = list(model.parameters())
-    reduction = apply(model, Plan((), (), {"block.lru": 6}, 0.0), optimizer, {"block.lru": read})["block.lru"]
+    plan = Plan((), (), {"block.lru": 6}, 0.0)
+    reduction = apply(model, plan, optimizer, read={"block.lru": read}).reductions["block.lru"]
     assert layer.states == len(layer.nu_log) == 6
     assert law.check_states(layer, reduction, read) < 1e-4
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
@@ -158,7 +162,7 @@ def test_states_are_balanced_for_what_the_layer_really_reads():
 
 def test_a_truncated_layer_that_computes_something_else_is_refused():
     layer = LRU(4, 12)
-    reduction = apply(nn.Sequential(layer), Plan((), (), {"0": 6}, 0.0))["0"]
+    reduction = apply(nn.Sequential(layer), Plan((), (), {"0": 6}, 0.0)).reductions["0"]
     with torch.no_grad():
         layer.C_re.mul_(1.1)
     with pytest.raises(LawError, match="differs"):
@@ -191,10 +195,10 @@ def test_units_that_never_change_are_removed_without_any_effect(name):
             tensors_of(model)[tensor].data[:3] = torch.tensor([0.7, 1.3, 2.0])
     flows = observed(model, anatomy, example[0])
     whole = law.outputs(model, tensors_of(model), example)
-    amounts = shifts(model, anatomy, plan, flows)
+    repairs = amounts(model, anatomy, plan, flows)
     apply(model, plan)
     plain = law.distance(whole, law.outputs(model, tensors_of(model), example))
-    add(model, amounts, plan)
+    add(model, repairs, plan)
     refitted = law.distance(whole, law.outputs(model, tensors_of(model), example))
     # Zero padding: at the border of an image a convolution sees less of the mean than in the middle.
     assert refitted < (1e-5 if name == "mlp" else 0.5 * plain)

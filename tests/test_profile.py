@@ -284,4 +284,4 @@ def test_a_budget_made_in_python_is_checked_too():
 def test_every_knob_explains_itself():
     for knob in knobs_of(load_profile("jetson-orin")):
         assert knob.sentence.endswith("."), knob.key
-        assert knob.unit or knob.key in {"board", "precision", "targets"}, knob.key
+        assert knob.unit or knob.key in {"board", "precision", "targets", "measuring.on_sensor_loss"}, knob.key

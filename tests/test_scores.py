@@ -111,13 +111,14 @@ def test_collecting_scores_changes_neither_outputs_nor_gradients():
 
 def test_moments_of_units_that_stay_survive_a_cut():
     model, example = make("residual")
-    axes = dissect(model, example).axes
+    anatomy = dissect(model, example)
+    axis = anatomy.axes["blocks.2.conv1"]
     scores = Scores()
-    scores.watch(model, axes)
+    scores.watch(model, anatomy.axes)
     observe(scores, model, torch.randn(16, 1, 8, 8), torch.randint(0, 10, (16,)))
-    axis = axes["blocks.2.conv1"]
     before = scores.unit_prices(axis)
-    scores.forget(axis, (2, 5))
+    order = [2, 5, *(i for i in range(16) if i not in (2, 5))]
+    scores.forget(make_plan(anatomy, {axis.name: 14}, {axis.name: order}, 0.0), anatomy.axes)
     left = [i for i in range(16) if i not in (2, 5)]
     assert scores.flows["blocks.2.conv2"].fisher.shape == (14,)
     flow = scores.flows["blocks.2.conv2"]

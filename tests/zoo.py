@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from edgelean.nn import LRUBlock
 from edgelean.recipes.digits import DigitsNet
@@ -64,7 +65,7 @@ class Grouped(nn.Module):
 
 
 class Normalised(nn.Module):
-    """Layer norm takes statistics over the width, so the width has to stay; the inner width is free."""
+    """Layer norm takes statistics over the width: over what is left of it once it is cut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,14 +88,123 @@ class Recurrent(nn.Module):
         return self.head(self.block(self.encode(x)).mean(1))
 
 
+class Shuffled(nn.Module):
+    """Channel shuffle between two grouped convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.first = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 24, 1, groups=2)
+        self.second, self.after = nn.Conv2d(24, 16, 3, padding=1, groups=2), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(torch.relu(self.before(x)))
+        n, _, h, w = x.shape
+        x = x.view(n, 2, -1, h, w).transpose(1, 2).reshape(n, -1, h, w)
+        return self.after(torch.relu(self.second(x))).mean((2, 3))
+
+
+class SplitAndJoined(nn.Module):
+    """A split in halves, of which one goes through a block, and a concatenation of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.block, self.after = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.relu(self.before(x)).chunk(2, 1)
+        return self.after(torch.cat([a, b, torch.relu(self.block(b))], 1)).mean((2, 3))
+
+
+class UpAndDown(nn.Module):
+    """A transposed convolution, a group norm, and a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.inner, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.up, self.after = nn.ConvTranspose2d(16, 12, 2, 2), nn.Conv2d(15, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.inner(torch.relu(self.down(x)))))
+        return self.after(torch.cat([torch.relu(self.up(y)), x], 1)).mean((2, 3))
+
+
+class WeightNormed(nn.Module):
+    """Two layers of which the first is length times direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = weight_norm(nn.Linear(6, 16)), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class Hidden(nn.Module):
+    """The outputs of a recurrence of two layers in both directions, or its last state."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layers, self.head = kind(6, 8, 2, bidirectional=True, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x)[0].mean(1))
+
+
+class Attention(nn.Module):
+    """Heads of queries that share keys and values, with rotary embedding; one projection, taken apart in chunks."""
+
+    def __init__(self, heads: int = 4, shared: int = 2, places: int = 6) -> None:
+        super().__init__()
+        self.heads, self.shared, self.places = heads, shared, places
+        self.qkv, self.out = nn.Linear(16, (heads + 2 * shared) * places), nn.Linear(heads * places, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        sizes = [self.heads * self.places, self.shared * self.places, self.shared * self.places]
+        q, k, v = (part.view(n, t, -1, self.places).transpose(1, 2) for part in self.qkv(x).split(sizes, -1))
+        q, k = self.turned(q), self.turned(k)
+        k, v = (part.repeat_interleave(self.heads // self.shared, 1) for part in (k, v))
+        y = ((q @ k.transpose(-1, -2)) * 0.4).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(n, t, -1))
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Return places turned by an angle that grows with time."""
+        angles = torch.arange(x.shape[-2])[:, None] * torch.linspace(0.1, 1, self.places // 2).repeat(2)
+        a, b = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-b, a], -1) * angles.sin()
+
+
+class Transformer(nn.Module):
+    """An embedding that is the head as well, and a block with attention and a gated inner layer between norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Embedding(20, 16), Attention()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(16), nn.RMSNorm(16), nn.LayerNorm(16)
+        self.gate, self.up, self.down = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed((x.abs() * 7).long().clamp(0, 19))
+        x = x + self.attend(self.norm1(x))
+        y = self.norm2(x)
+        return self.head(self.norm3(x + self.down(torch.nn.functional.silu(self.gate(y)) * self.up(y))))
+
+
 IMAGES = (4, 3, 8, 8)
-ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] = {
+Entries = dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]]
+
+ZOO: Entries = {
     "mlp": (mlp, (4, 12), {"0": 24, "2": 16}),
     "plain_cnn": (plain_cnn, IMAGES, {"0": 16, "4": 24}),
     "separable": (Separable, IMAGES, {"expand": 16, "squeeze": 8}),
     "dense": (Dense, IMAGES, {"stem": 8, "first": 12}),
     "grouped": (Grouped, IMAGES, {"before": 4, "grouped": 6}),
-    "normalised": (Normalised, (4, 6), {"inner": 24}),
+    "normalised": (Normalised, (4, 6), {"embed": 16, "inner": 24}),
+    "shuffled": (Shuffled, IMAGES, {"before": 8, "first": 6, "second": 8}),
+    "up_and_down": (UpAndDown, IMAGES, {"down": 8, "inner": 4, "up": 12}),
+    "weight_normed": (WeightNormed, (4, 6), {"first": 16}),
     "residual": (lambda: DigitsNet(8), (4, 1, 8, 8), {
         "stem.0": 8, "blocks.0.conv1": 8, "blocks.1.conv1": 8,
         "blocks.2.conv1": 16, "blocks.2.conv2": 16, "blocks.3.conv1": 16,
@@ -102,11 +212,20 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] 
 }  # fmt: skip
 """Maker, input shape, and the axes that there are: by name, with their units."""
 
+WIDER: Entries = {
+    **ZOO,
+    "split_and_joined": (SplitAndJoined, IMAGES, {"before": 8, "block": 8}),
+    "lstm": (lambda: Hidden(nn.LSTM), (4, 7, 6), {"layers": 8}),
+    "gru": (lambda: Hidden(nn.GRU), (4, 7, 6), {"layers": 8}),
+    "transformer": (Transformer, (4, 7), {"attend.out": 16, "attend.qkv": 2, "gate": 24}),
+}
+"""The same with networks whose code holds on to numbers: the axes that are left when every axis was proved."""
+
 
 def make(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """Return a network with batch statistics of its own, and an input."""
     torch.manual_seed(1)
-    maker, shape, _ = ZOO[name]
+    maker, shape, _ = WIDER[name]
     model = maker()
     model.train()
     for _ in range(3):

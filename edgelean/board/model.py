@@ -248,6 +248,12 @@ class Calibration(Frozen):
         """Every parameter: its key, such as ``conv.gflop_s``, and its value."""
         return tuple((one.key, one.value.value) for one in knobs_of(self) if isinstance(one.value, Fitted))
 
+    def __copy__(self) -> Self:
+        """Leave what was cached behind: a copy is made to change a parameter."""
+        copied = super().__copy__()
+        copied.__dict__.pop("numbers", None)
+        return copied
+
 
 class Calibrations(Frozen):
     """The calibrations of a board, by the precision in which the kernels were measured."""

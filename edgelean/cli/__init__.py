@@ -11,6 +11,7 @@ import typer
 
 import edgelean
 from edgelean.cli import boards, profiles
+from edgelean.cli.axes import axes
 from edgelean.cli.calibrate import calibrate
 from edgelean.cli.doctor import doctor
 from edgelean.cli.fit import fit
@@ -31,6 +32,7 @@ app.command()(measure)
 app.command()(calibrate)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(boards.app, name="boards")
+app.command()(axes)
 app.command()(report)
 app.command()(doctor)
 

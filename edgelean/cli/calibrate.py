@@ -14,6 +14,7 @@ from edgelean.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from edgelean.board import Board, Precision
+    from edgelean.board.model import Calibration
     from edgelean.calibration import Calibrated
     from edgelean.profile import Profile
     from edgelean.target import Target
@@ -25,7 +26,7 @@ QUICK_SHARE = 0.5
 def calibrate(
     out: Annotated[Path, typer.Option(metavar="FILE.toml", help="The board file to write; it must not exist.")],
     board: Annotated[str, typer.Option(help="What is known of the board: its name or TOML file.")] = "this-machine",
-    target: Annotated[str, typer.Option(help="Where the kernels run: local or ssh://[user@]host.")] = "local",
+    target: Annotated[str, typer.Option(help="Where the kernels run: local or ssh://HOST.")] = "local",
     precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="What the kernels compute in.")] = "fp32",
     quick: Annotated[bool, typer.Option("--quick", help="Half of the kernels, and fewer readings of each.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
@@ -98,20 +99,9 @@ def to_json(found: Calibrated, out: Path) -> dict[str, Any]:
 
 def print_calibration(found: Calibrated, precision: Precision) -> None:
     """Print the parameters with their intervals, and how the networks are predicted that were not fitted to."""
-    from edgelean.board.document import knobs_of
-    from edgelean.board.model import Fitted
     from edgelean.report import numbers
 
-    fitted = [knob for knob in knobs_of(found.calibration) if isinstance(knob.value, Fitted)]
-    print_table(
-        f"Cost model of {found.board.title}, {precision.upper()}",
-        ("parameter", "value", "unit", "95 % interval", "what it is"),
-        [
-            (one.key, f"{one.value.value:.3g}", one.unit, f"{one.value.low:.3g} to {one.value.high:.3g}", one.sentence)
-            for one in fitted
-        ],
-        firm=4,
-    )
+    print_parameters(f"Cost model of {found.board.title}, {precision.upper()}", found.calibration)
     print_table(
         "Networks that it was not fitted to",
         ("network", "measured", "predicted", "error"),
@@ -127,6 +117,23 @@ def print_calibration(found: Calibrated, precision: Precision) -> None:
         firm=4,
     )
     typer.echo(summary(found))
+
+
+def print_parameters(title: str, calibration: Calibration) -> None:
+    """Print every parameter of a calibration with its interval."""
+    from edgelean.board.document import knobs_of
+    from edgelean.board.model import Fitted
+
+    print_table(
+        title,
+        ("parameter", "value", "unit", "95 % interval", "what it is"),
+        [
+            (one.key, f"{one.value.value:.3g}", one.unit, f"{one.value.low:.3g} to {one.value.high:.3g}", one.sentence)
+            for one in knobs_of(calibration)
+            if isinstance(one.value, Fitted)
+        ],
+        firm=4,
+    )
 
 
 def summary(found: Calibrated) -> str:

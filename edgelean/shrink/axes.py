@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgelean.nn import LRU
+from edgelean.nn.attention import freed
+from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.structure import Structure, structure_of
 from edgelean.shrink.trace import Trace, trace
 
@@ -33,12 +35,21 @@ class Axis:
         How many units there are.
     slots
         For every dimension the elements of each unit, ``[size, elements per unit]``.
+    readers
+        The modules that read the units, each with the dimension of its weight; for states the layer itself.
+    width
+        Elements that a unit has where it is made: 1 for a channel, the places within it for a head.
+    attributes
+        Numbers in the model's code that shrink along with it.
     """
 
     name: str
     kind: Literal["channels", "states"]
     size: int
     slots: Mapping[Slot, NDArray[np.int64]]
+    readers: tuple[tuple[str, Slot], ...] = ()
+    width: int = 1
+    attributes: tuple[Attribute, ...] = ()
 
     def module(self) -> str:
         """Return the path of the module whose output (or whose states) the units are."""
@@ -65,6 +76,8 @@ class Anatomy:
         What is left alone.
     structure
         Sizes of operators and tensors as functions of the number of units kept on each axis.
+    statistics
+        The axes over which some operator takes statistics: their law needs the masked graph.
     norms
         For each module whose output goes through batch norm, and nowhere else, the module of that norm.
     """
@@ -73,6 +86,7 @@ class Anatomy:
     refused: tuple[Refusal, ...]
     structure: Structure
     norms: Mapping[str, str]
+    statistics: frozenset[str] = frozenset()
 
 
 def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
@@ -81,7 +95,7 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     Parameters
     ----------
     model
-        Left as it is.
+        Left as it is, but for nn.MultiheadAttention, which becomes a subclass that can lose heads.
     example
         Inputs with the batch size that costs are asked for.
 
@@ -90,10 +104,12 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     InputError
         If the model cannot be traced.
     """
-    found = trace(model, example)
+    found = trace(freed(model), example)
     axes, refused = _axes(found, model)
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
-    return Anatomy({axis.name: axis for axis, _ in axes}, refused, structure_of(found, roots), _norms(found))
+    statistics = frozenset(roots[atom][0] for atom in found.over() if atom in roots)
+    by_name = {axis.name: axis for axis, _ in axes}
+    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics)
 
 
 def _norms(found: Trace) -> dict[str, str]:
@@ -111,40 +127,66 @@ def _norms(found: Trace) -> dict[str, str]:
 
 
 def _axes(found: Trace, model: nn.Module) -> tuple[list[tuple[Axis, list[int]]], tuple[Refusal, ...]]:
-    elements = _elements(found)
+    frozen = found.labels.frozen()
     groups: dict[tuple[tuple[Slot, int], ...], list[int]] = defaultdict(list)
     reasons: dict[str, str] = {}
-    for root, places in elements.items():
-        why = found.labels.frozen(root)
+    elements, reading = _elements(found), set(found.reads)
+    for atom, places in elements.items():
+        why = frozen.get(atom) or _whole(found, places)
         if why is None and len(places) > 1:
-            groups[tuple((slot, len(indices)) for slot, indices in places.items())].append(root)
+            groups[tuple((slot, len(indices)) for slot, indices in places.items())].append(atom)
         elif why not in (None, "kernel position"):
             slot = next(iter(places))
             reasons.setdefault(f"{slot[0]}[{slot[1]}]", str(why))
-    axes = []
+    axes: list[tuple[Axis, list[int]]] = []
+    names: Counter[str] = Counter()
     for signature, members in groups.items():
-        slots = {slot: np.array([elements[root][slot] for root in members]) for slot, _ in signature}
-        name, kind = _name([slot for slot, _ in signature], model)
-        axes.append((Axis(name, kind, len(members), slots), members))
+        slots = {slot: np.array([elements[atom][slot] for atom in members]) for slot, _ in signature}
+        name, kind, width = _name(slots, model, found)
+        readers = tuple((slot[0].rpartition(".")[0], slot) for slot in slots if slot in reading)
+        names[name] += 1
+        unique = name if names[name] == 1 else f"{name}.{names[name]}"
+        if kind == "states":
+            readers = ((name.removesuffix(".states"), next(iter(slots))),)
+        axes.append((Axis(unique, kind, len(members), slots, readers, width), members))
     return axes, tuple(Refusal(what, why) for what, why in reasons.items())
 
 
+def _whole(found: Trace, places: Mapping[Slot, list[int]]) -> str | None:
+    """Return why a unit cannot go that would take a whole tensor with it."""
+    for (name, dim), indices in places.items():
+        if len(indices) == found.tensors[name].shape[dim]:
+            return "nothing would be left"
+    return None
+
+
 def _elements(found: Trace) -> dict[int, dict[Slot, list[int]]]:
-    """Return for every unit (a root label) the elements of each dimension that belong to it."""
+    """Return for every unit the elements of each dimension that go with it."""
     elements: dict[int, dict[Slot, list[int]]] = defaultdict(lambda: defaultdict(list))
     for name, value in found.tensors.items():
-        for dim, labels in enumerate(value.labels):
-            if labels is None:
-                continue
-            for index, root in enumerate(found.labels.roots(labels).tolist()):
-                elements[root][name, dim].append(index)
+        for dim, line in enumerate(value.labels):
+            for index, label in enumerate([] if line is None else line.tolist()):
+                for atom in found.labels.atoms(label):
+                    elements[atom][name, dim].append(index)
     return elements
 
 
-def _name(slots: Sequence[Slot], model: nn.Module) -> tuple[str, Literal["channels", "states"]]:
+def _name(
+    slots: Mapping[Slot, NDArray[np.int64]], model: nn.Module, found: Trace
+) -> tuple[str, Literal["channels", "states"], int]:
+    """Return the name of an axis, its kind, and how many elements a unit has where it is made."""
     for name, _ in slots:
         owner = name.rpartition(".")[0]
         if isinstance(model.get_submodule(owner), LRU) and name.endswith("nu_log"):
-            return f"{owner}.states", "states"
-    producers = [name for name, dim in slots if dim == 0 and name.endswith("weight")] or [slots[0][0]]
-    return producers[0].rpartition(".")[0], "channels"
+            return f"{owner}.states", "states", 1
+    made = [slot for slot in slots if slot[1] == 0 and slot[0].endswith("weight")]
+    matrices = [slot for slot in made if len(found.tensors[slot[0]].shape) > 1]
+    first = (matrices or made or list(slots))[0]
+    return first[0].rpartition(".")[0] + _suffix(slots[first]), "channels", slots[first].shape[1]
+
+
+def _suffix(elements: NDArray[np.int64]) -> str:
+    """Return what units with several elements side by side are called."""
+    if elements.shape[1] == 1:
+        return ""
+    return ".heads" if (np.diff(elements, axis=1) == 1).all() else ""

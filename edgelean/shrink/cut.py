@@ -1,70 +1,175 @@
-"""Cuts: a plan applied to a model and its optimizer, with every parameter staying the same Python object."""
+"""Cuts: a plan applied to a model and to all that follows it, with every parameter staying the same Python object."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from edgelean.errors import InputError
 from edgelean.nn import LRU
+from edgelean.nn.attention import freed
+from edgelean.shrink.attributes import Numbers, numbers_of, set_numbers
 from edgelean.shrink.balance import Reduction, measured_gramians, truncate
+from edgelean.shrink.followers import (
+    Follower,
+    Keep,
+    Optimizer,
+    Part,
+    State,
+    counterpart,
+    cut_state,
+    load_state,
+    named_tensors,
+    restart,
+    saved_state,
+    sliced,
+)
+from edgelean.shrink.modules import align, follow
+from edgelean.shrink.parametrized import gains, refresh, refuse
 from edgelean.shrink.plan import Plan
+from edgelean.shrink.wrappers import rewire, unwrapped
 
 Tensors = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Applied:
+    """What a cut did beside slicing.
+
+    Attributes
+    ----------
+    reductions
+        For each truncated linear recurrent unit what was reduced.
+    notes
+        What a person should know: state that was dropped, code that is compiled anew.
+    """
+
+    reductions: Mapping[str, Reduction]
+    notes: tuple[str, ...]
+
+
 def tensors_of(model: nn.Module) -> Tensors:
-    """Return the parameters and persistent buffers of a model by name; shared ones once."""
+    """Return the parameters and buffers of a model by name; shared ones once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def apply(
-    model: nn.Module,
-    plan: Plan,
-    optimizer: torch.optim.Optimizer | None = None,
-    read: Mapping[str, Tensor] | None = None,
-) -> dict[str, Reduction]:
-    """Cut a model, its gradients and its optimizer's state.
+def apply(model: nn.Module, plan: Plan, *followers: Follower, read: Mapping[str, Tensor] | None = None) -> Applied:
+    """Cut a model, its gradients, and what follows it.
 
     Parameters
     ----------
     model
-        Changed in place; parameters stay the same objects with less in them.
-    optimizer
-        Its moments are sliced like the parameters; the state of truncated state space layers, whose basis
-        changes, is dropped, so that their bias correction restarts.
+        Changed in place; parameters stay the same objects with less in them. It may be wrapped for several processes
+        or compiled: names in the plan are those of the network inside.
+    followers
+        Optimizers, whose state is cut along, and copies of the model such as an average of it. The state of truncated
+        state space layers, whose basis changes, is dropped, and copies of them become what the layer is.
     read
         Sequences that state space layers read, by the path of the layer, ``[batch, time, width]``: states are then
         balanced for what really arrives; without them for white noise.
 
-    Returns
-    -------
-    dict
-        For each truncated linear recurrent unit what was reduced.
+    Raises
+    ------
+    InputError
+        If the plan is of another model, or a follower is no copy of this one. Nothing has been changed then.
+    LawError
+        If a weight is computed in a way in which it cannot be cut exactly. Nothing has been changed then.
     """
-    named = tensors_of(model)
-    keep: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    network = unwrapped(model)
+    kept = kept_of(network, plan)
+    refuse(network, kept)
+    optimizers = [follower for follower in followers if isinstance(follower, Optimizer)]
+    modules = [follower for follower in followers if isinstance(follower, nn.Module)]
+    copies = [counterpart(follower, network) for follower in modules]
+    notes = _remove((network, *copies), kept, optimizers)
+    for each in (network, *copies):
+        follow(freed(each), plan)
+        align(each)
+    reductions = {
+        path: _reduce(state_layer(network, path), states, (read or {}).get(path))
+        for path, states in plan.states.items()
+    }
+    for path in reductions:
+        notes += _begin_anew(path, network, optimizers, copies)
+    if kept or reductions:
+        torch.clear_autocast_cache()
+        notes += [note for each in (model, *modules) for note in rewire(each)]
+    return Applied(reductions, tuple(dict.fromkeys(notes)))
+
+
+def kept_of(network: nn.Module, plan: Plan) -> dict[str, Keep]:
+    """Return what stays of every tensor that a plan cuts, under every name that the tensor has.
+
+    Raises
+    ------
+    InputError
+        If the plan names a tensor, dimension or element that is not there, or would leave nothing of it.
+    """
+    named = named_tensors(network)
+    staying: dict[int, dict[int, Tensor]] = defaultdict(dict)
     for removal in plan.removals:
-        size = named[removal.tensor].shape[removal.dim]
-        left = sorted(set(range(size)) - set(removal.indices))
-        keep[removal.tensor][removal.dim] = torch.tensor(left, device=named[removal.tensor].device)
-    for name, kept in keep.items():
-        _shrink(named[name], kept, optimizer)
-    align(model)
-    reductions = {}
-    for path, states in plan.states.items():
-        layer = state_layer(model, path)
-        system, inputs = layer.system(), (read or {}).get(path)
-        reductions[path] = truncate(system, states, None if inputs is None else measured_gramians(system, inputs))
-        layer.load_system(reductions[path].system)
-        for parameter in layer.parameters():
-            if optimizer is not None:
-                optimizer.state.pop(parameter, None)
-    return reductions
+        tensor = named.get(removal.tensor)
+        size = tensor.shape[removal.dim] if tensor is not None and removal.dim < tensor.ndim else 0
+        if tensor is None or not 0 <= min(removal.indices, default=0) <= max(removal.indices, default=0) < size:
+            what = f"{removal.tensor} has no such elements in dimension {removal.dim}"
+            raise InputError(f"the plan is of another model: {what}")
+        flags = staying[id(tensor)].setdefault(removal.dim, torch.ones(size, dtype=torch.bool))
+        flags[list(removal.indices)] = False
+        if not flags.any():
+            raise InputError(f"the plan would leave nothing of {removal.tensor}")
+    keep = {key: {dim: flags.nonzero()[:, 0] for dim, flags in dims.items()} for key, dims in staying.items()}
+    return {name: keep[id(tensor)] for name, tensor in named.items() if id(tensor) in keep}
+
+
+def _remove(networks: Sequence[nn.Module], kept: Mapping[str, Keep], optimizers: Sequence[Optimizer]) -> list[str]:
+    """Slice the tensors of a network and its copies, each tensor once, and their state."""
+    named = [named_tensors(network) for network in networks]
+    whole = [{name: tensor.detach() for name, tensor in tensors.items()} for tensors in named]
+    parts = {
+        id(tensors[name]): Part(name, tensors[name], kept[name])
+        for tensors in named
+        for name in kept
+        if name in tensors
+    }
+    notes = [note for optimizer in optimizers for note in cut_state(optimizer, list(parts.values()))]
+    for part in parts.values():
+        gradient = part.tensor.grad
+        replace_data(part.tensor, sliced(part.tensor, part.keep))
+        if gradient is not None:
+            part.tensor.grad = sliced(gradient, part.keep)
+    with torch.no_grad():
+        for network, tensors, before in zip(networks, named, whole, strict=True):
+            for name, contents in gains(network, before, tensors, kept).items():
+                tensors[name].copy_(contents)
+            refresh(network)
+    return notes
+
+
+def _reduce(layer: LRU, states: int, inputs: Tensor | None) -> Reduction:
+    system = layer.system()
+    reduction = truncate(system, states, None if inputs is None else measured_gramians(system, inputs))
+    layer.load_system(reduction.system)
+    return reduction
+
+
+def _begin_anew(
+    path: str, network: nn.Module, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module]
+) -> list[str]:
+    """Drop the moments of a layer whose basis has changed, and give copies the new layer."""
+    layer = state_layer(network, path)
+    for optimizer in optimizers:
+        restart(optimizer, layer.parameters())
+    twins = [twin for each in copies if (twin := state_layer(each, path)) is not layer]
+    for twin in twins:
+        for mine, new in zip(twin.parameters(), layer.parameters(), strict=True):
+            replace_data(mine, new.detach().to(mine.device, mine.dtype, copy=True))
+        align(twin)
+    return [f"copies of {path} begin anew: its states have another basis now"] if twins else []
 
 
 def state_layer(model: nn.Module, path: str) -> LRU:
@@ -81,23 +186,6 @@ def state_layer(model: nn.Module, path: str) -> LRU:
     return layer
 
 
-def _shrink(tensor: Tensor, keep: Mapping[int, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
-    def sliced(whole: Tensor) -> Tensor:
-        for dim, indices in keep.items():
-            whole = whole.index_select(dim, indices)
-        return whole.contiguous()
-
-    shape = tensor.shape
-    state = optimizer.state.get(tensor, {}) if optimizer is not None else {}
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.shape == shape:
-            state[key] = sliced(value)
-    gradient = tensor.grad
-    replace_data(tensor, sliced(tensor.detach()))
-    if gradient is not None:
-        tensor.grad = sliced(gradient)
-
-
 def replace_data(tensor: Tensor, data: Tensor) -> None:
     """Give a parameter or buffer new contents of another shape; its gradient is dropped.
 
@@ -105,71 +193,71 @@ def replace_data(tensor: Tensor, data: Tensor) -> None:
     the next backward fails. A change of dtype in between makes torch forget it.
     """
     tensor.grad = None
-    between = torch.float64 if tensor.dtype != torch.float64 else torch.float32
-    if tensor.is_floating_point():
+    if tensor.is_floating_point() or tensor.is_complex():
+        between = torch.float64 if tensor.dtype != torch.float64 else torch.float32
         tensor.data = torch.empty(0, dtype=between, device=data.device)
     tensor.data = data
 
 
-def align(model: nn.Module) -> None:
-    """Bring the attributes of standard modules into line with the shapes of their parameters."""
-    for module in model.modules():
-        for kinds, aligner in _ALIGNERS:
-            if isinstance(module, kinds):
-                aligner(module)
-
-
-def _align_convolution(module: Any) -> None:
-    outputs, per_group = module.weight.shape[:2]
-    if module.groups > 1 and module.in_channels == module.groups:
-        module.groups = outputs * module.groups // module.out_channels
-    module.in_channels, module.out_channels = per_group * module.groups, outputs
-
-
-def _align_linear(module: Any) -> None:
-    module.out_features, module.in_features = module.weight.shape
-
-
-def _align_norm(module: Any) -> None:
-    known = module.weight if module.weight is not None else module.running_mean
-    if known is not None:
-        module.num_features = len(known)
-
-
-def _align_states(module: Any) -> None:
-    module.states = len(module.nu_log)
-
-
-_ALIGNERS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _align_convolution),
-    (nn.Linear, _align_linear),
-    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _align_norm),
-    (LRU, _align_states),
-)
-
-
-def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore(model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[str, int] | None = None) -> None:
     """Give a model the contents of `tensors_of` of the same model at another time, whatever the shapes were.
+
+    Parameters
+    ----------
+    model
+        It may be wrapped for several processes or compiled: names are those of the network inside.
+    numbers
+        Of `numbers_of` at that time.
 
     Raises
     ------
     InputError
         If the names do not belong to this model.
     """
-    named = tensors_of(model)
+    network = unwrapped(model)
+    named = tensors_of(network)
     unknown = sorted(set(named) ^ set(tensors))
     if unknown:
         raise InputError(f"the saved tensors are those of another model: {', '.join(unknown[:5])} do not match")
+    other = [name for name, tensor in named.items() if tensor.shape != tensors[name].shape]
     with torch.no_grad():
         for name, tensor in named.items():
             data = tensors[name].to(tensor.device)
-            if tensor.shape == data.shape:
-                tensor.copy_(data)
-            else:
+            if name in other:
                 replace_data(tensor, data.clone())
-    align(model)
+            else:
+                tensor.copy_(data)
+    set_numbers(freed(network), numbers or {})
+    refresh(network)
+    align(network)
+    if other:
+        torch.clear_autocast_cache()
+        rewire(model)
 
 
 def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
     """Return copies that later changes do not reach."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+class Contents(NamedTuple):
+    """What a cut changes in a module, apart from gradients."""
+
+    tensors: Tensors
+    numbers: Numbers
+
+
+def saved(follower: Follower) -> Contents | State:
+    """Return a copy of what a cut changes in an optimizer or a module."""
+    if isinstance(follower, Optimizer):
+        return saved_state(follower)
+    network = unwrapped(follower)
+    return Contents(cloned(tensors_of(network)), numbers_of(network))
+
+
+def put_back(follower: Follower, before: Contents | State) -> None:
+    """Give an optimizer or a module what `saved` returned of it."""
+    if isinstance(follower, Optimizer) and not isinstance(before, Contents):
+        load_state(follower, before)
+    elif isinstance(follower, nn.Module) and isinstance(before, Contents):
+        restore(follower, before.tensors, before.numbers)

@@ -12,9 +12,15 @@ from torch.func import functional_call
 
 from edgelean.errors import LawError
 from edgelean.nn import LRU, DiagonalSystem
+from edgelean.shrink.attributes import numbers_of, set_numbers
 from edgelean.shrink.balance import Reduction
-from edgelean.shrink.cut import tensors_of
+from edgelean.shrink.cut import kept_of, tensors_of
+from edgelean.shrink.followers import named_tensors, sliced
+from edgelean.shrink.modules import align, follow
+from edgelean.shrink.parametrized import gains
 from edgelean.shrink.plan import Plan
+from edgelean.shrink.reference import casts_to_single, double, doubled, graph_outputs, leaves, removed_atoms
+from edgelean.shrink.trace import Trace
 
 TOLERANCE = 1e-9
 
@@ -31,7 +37,7 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
     Parameters
     ----------
     tensors
-        Contents by name, as of `tensors_of`.
+        Contents by name, as of `tensors_of`, of whatever shapes.
     probe
         Inputs of one small batch.
 
@@ -50,15 +56,75 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
     try:
         with torch.no_grad():
             try:
-                doubled = {name: _double(tensor) for name, tensor in tensors.items()}
-                return _leaves(functional_call(model, doubled, tuple(_double(x) for x in probe)))
+                return _run(model, {name: double(tensor) for name, tensor in tensors.items()}, doubled(probe))
             except RuntimeError:  # the model may make tensors of a precision of its own
-                return _leaves(functional_call(model, dict(tensors), probe))
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise LawError(f"the cut model does not run: {str(error).strip().splitlines()[0]}") from None
+                return _run(model, tensors, probe)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        raise LawError(f"the cut model does not run: {(str(error).strip() or repr(error)).splitlines()[0]}") from None
     finally:
         for module, training in modes.items():
             module.training = training
+        align(model)
+
+
+class _Aligned(nn.Module):
+    """A model whose modules know the shapes of the contents that it is run with."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Any:
+        align(self.model)
+        return self.model(*inputs)
+
+
+def _run(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor, ...]) -> list[Tensor]:
+    contents = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    return leaves(functional_call(_Aligned(model), contents, probe))
+
+
+def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return what a model would compute if a plan were applied; the model stays as it is.
+
+    Raises
+    ------
+    LawError
+        If it would not run.
+    """
+    kept, whole = kept_of(model, plan), _contents(model)
+    contents = {name: sliced(tensor.detach(), kept.get(name, {})) for name, tensor in tensors_of(model).items()}
+    contents |= gains(model, whole, contents, kept)
+    before = numbers_of(model)
+    follow(model, plan)
+    try:
+        return outputs(model, contents, probe)
+    finally:
+        set_numbers(model, before)
+
+
+class Reference:
+    """What cut versions of one model have to compute, on one probe.
+
+    Where a plan touches no statistics, that is the model itself with masked contents, else the masked graph.
+
+    Attributes
+    ----------
+    tolerance
+        How far outputs may differ, relative to the largest.
+    """
+
+    def __init__(self, model: nn.Module, found: Trace, probe: tuple[Tensor, ...]) -> None:
+        self._model, self._found, self._probe = model, found, probe
+        self.tolerance = SINGLE_TOLERANCE if casts_to_single(found) else TOLERANCE
+
+    def outputs(self, plan: Plan) -> list[Tensor]:
+        """Return the outputs that a plan has to lead to."""
+        contents = masked(self._model, plan)
+        atoms = removed_atoms(self._found, plan)
+        if not atoms.isdisjoint(self._found.over()):
+            return graph_outputs(self._found, atoms, contents, self._probe)
+        return outputs(self._model, contents, self._probe)
 
 
 def masked(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -68,7 +134,11 @@ def masked(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         whole = contents[removal.tensor].clone()
         whole.index_fill_(removal.dim, torch.tensor(removal.indices, device=whole.device), 0)
         contents[removal.tensor] = whole
-    return contents
+    return contents | gains(model, _contents(model), contents, {})
+
+
+def _contents(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in named_tensors(model).items()}
 
 
 def deviation(expected: list[Tensor], found: list[Tensor]) -> float:
@@ -81,7 +151,7 @@ def deviation(expected: list[Tensor], found: list[Tensor]) -> float:
     """
     worst = 0.0
     for left, right in zip(expected, found, strict=True):
-        if left.shape != right.shape or not torch.isfinite(right).all():
+        if left.shape != right.shape or not (torch.isfinite(left).all() and torch.isfinite(right).all()):
             raise LawError(f"the cut model returns {tuple(right.shape)}, the masked model {tuple(left.shape)}")
         scale = float(left.abs().max()) or 1.0
         worst = max(worst, float((left - right).abs().max()) / scale)
@@ -142,17 +212,3 @@ def _simulated(system: DiagonalSystem, u: Tensor) -> Tensor:
         state = system.lam * state + step
         steps.append((state @ system.C.mT).real)
     return torch.stack(steps, 1)
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach()
-
-
-def _leaves(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        return [leaf for item in output for leaf in _leaves(item)]
-    return []

@@ -33,6 +33,16 @@ class Removal:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """A whole number among the attributes of a module that shrinks by ``after`` / ``before``."""
+
+    path: str
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """A cut that has not happened yet.
 
@@ -46,12 +56,15 @@ class Plan:
         For each linear recurrent unit that is truncated (its path in the model), the states it keeps.
     nats
         Loss that the cut is predicted to cost.
+    scales
+        Numbers in the model's code that follow.
     """
 
     cuts: tuple[AxisCut, ...]
     removals: tuple[Removal, ...]
     states: Mapping[str, int]
     nats: float
+    scales: tuple[Scale, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""
@@ -65,6 +78,7 @@ class Plan:
             removals=tuple(Removal(r["tensor"], r["dim"], tuple(r["indices"])) for r in plain["removals"]),
             states=dict(plain["states"]),
             nats=float(plain["nats"]),
+            scales=tuple(Scale(**scale) for scale in plain["scales"]),
         )
 
 
@@ -80,7 +94,7 @@ def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Seq
     nats
         Predicted loss of the whole plan.
     """
-    cuts, states = [], {}
+    cuts, states, scales = [], {}, []
     removals: dict[tuple[str, int], list[int]] = defaultdict(list)
     for name, kept in keep.items():
         axis = anatomy.axes[name]
@@ -92,6 +106,7 @@ def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Seq
             continue
         gone = sorted(order[name][: axis.size - kept])
         cuts.append(AxisCut(name, axis.kind, axis.size, kept, tuple(gone)))
+        scales += [Scale(path, attribute, axis.size, kept) for path, attribute in axis.attributes]
         for slot, elements in axis.slots.items():
             removals[slot].extend(int(index) for index in np.unique(elements[gone]))
     return Plan(
@@ -99,4 +114,5 @@ def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Seq
         tuple(Removal(tensor, dim, tuple(sorted(set(indices)))) for (tensor, dim), indices in removals.items()),
         states,
         nats,
+        tuple(scales),
     )

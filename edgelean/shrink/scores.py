@@ -4,6 +4,10 @@ The price of a unit is half the energy that flows through it, seen by the loss: 
 (controllability) times the Fisher information of the loss at that activation (observability), summed over everything
 that reads it. Both are collected during training, on a few steps only.
 
+Some readers are never called as a module (the projections inside nn.MultiheadAttention, the hidden weights of an LSTM).
+What they read is not seen, but what its removal does to first order is: the weights that read a unit times their
+gradients, summed. Its mean square over batches of n samples is one n-th of that over samples.
+
 References
 ----------
 Theis, Korshunova, Tejani, Huszar: Faster gaze prediction with dense networks and Fisher pruning, 2018.
@@ -23,10 +27,21 @@ from edgelean.nn import LRU
 from edgelean.shrink.axes import Axis
 from edgelean.shrink.balance import hankel_singular_values, measured_gramians, measured_prices
 from edgelean.shrink.cut import state_layer
+from edgelean.shrink.plan import Plan
 
 FORGETTING = 0.7
 
-OBSERVED = ("mean", "square", "fisher", "inputs")
+_CONVOLUTIONS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
+OBSERVED = ("mean", "square", "second", "fisher", "inputs")
+
+WIDEST_SECOND = 1024
+"""Up to so many features their second moments are kept in pairs, for the refit."""
+
+MOST_COLUMNS = 8192
+"""So many positions of a batch are enough for second moments."""
 
 SEQUENCES = 32
 """So many recorded sequences tell what a state space layer really reads."""
@@ -40,6 +55,8 @@ class Flow:
     ----------
     mean, square
         Running moments of what it reads, ``[features]``.
+    second
+        Running second moments of pairs of features, ``[features, features]``; None where there are too many.
     fisher
         Running Fisher information of the loss at what it reads or, for a state space layer, writes, ``[features]``.
     inputs
@@ -50,6 +67,7 @@ class Flow:
 
     mean: Tensor | None = None
     square: Tensor | None = None
+    second: Tensor | None = None
     fisher: Tensor | None = None
     inputs: Tensor | None = None
     space: tuple[int, ...] = ()
@@ -80,15 +98,20 @@ class Scores:
         By the path of the observed module.
     active
         Whether the coming step is observed.
+    slopes
+        By a dimension of a parameter, the mean square of what it contributes to the loss, ``[features]``.
     """
 
     flows: dict[str, Flow] = field(default_factory=dict)
     active: bool = False
+    slopes: dict[str, Tensor] = field(default_factory=dict)
+    _samples: int = 0
     _handles: list[Any] = field(default_factory=list)
 
     def watch(self, model: nn.Module, axes: Mapping[str, Axis]) -> None:
         """Put hooks on every module that reads an axis of channels or holds an axis of states."""
-        for path in dict.fromkeys(path for axis in axes.values() for path, _ in readers(axis)):
+        self._handles.append(model.register_forward_pre_hook(self._count))
+        for path in dict.fromkeys(path for axis in axes.values() for path, _ in axis.readers):
             module = model.get_submodule(path)
             flow = self.flows.setdefault(path, Flow())
             if isinstance(module, LRU):
@@ -102,15 +125,39 @@ class Scores:
             handle.remove()
         self._handles.clear()
 
+    def _count(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not (self.active and module.training):
+            return
+        tensors = [x for x in arguments if isinstance(x, Tensor) and x.ndim]
+        self._samples = len(tensors[0]) if tensors else self._samples
+
+    def observe_gradients(self, model: nn.Module, axes: Mapping[str, Axis]) -> None:
+        """Take what the gradients of a step say about readers whose inputs no hook sees."""
+        parameters = dict(model.named_parameters())
+        for path, (name, dim) in dict.fromkeys(reader for axis in axes.values() for reader in axis.readers):
+            gradient = parameters[name].grad if name in parameters else None
+            if gradient is None or self.flows.get(path, Flow()).fisher is not None:
+                continue
+            slope = (parameters[name].detach() * gradient).float().movedim(dim, 0).flatten(1).sum(1)
+            key = f"{name}[{dim}]"
+            fresh = slope.square() * self._samples
+            known = self.slopes.get(key)
+            self.slopes[key] = (
+                fresh if known is None or len(known) != len(fresh) else torch.lerp(fresh, known, FORGETTING)
+            )
+
     def _read(self, flow: Flow) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if not (self.active and module.training and arguments and arguments[0].requires_grad):
+            x = arguments[0] if arguments else None
+            if not (self.active and module.training and isinstance(x, Tensor) and x.requires_grad):
                 return None
-            x = arguments[0]
             features = _by_feature(module, x.detach().float())
             flow.space = tuple(x.shape[2:])
             flow.blend("mean", features.mean(1))
             flow.blend("square", features.square().mean(1))
+            if len(features) <= WIDEST_SECOND:
+                some = features[:, :: -(-features.shape[1] // MOST_COLUMNS)]
+                flow.blend("second", some @ some.T / some.shape[1])
             # A view of its own, so that the gradient is what flows through this reader and no other.
             own = x.view_as(x)
             _on_gradient(own, lambda g: flow.blend("fisher", _fisher(module, g)))
@@ -133,15 +180,21 @@ class Scores:
         """Return the price of each unit of an axis of channels, ``[size]`` in nats; None before any observation."""
         total = torch.zeros(axis.size, dtype=torch.float64)
         seen = False
-        for path, slot in readers(axis):
-            flow = self.flows.get(path, Flow())
-            variance = flow.variance()
-            if variance is None or flow.fisher is None:
-                continue
-            seen = True
-            price = 0.5 * (variance * flow.fisher).double().cpu()
-            total += price[torch.from_numpy(axis.slots[slot])].sum(1)
+        for path, slot in axis.readers:
+            price = self._element_prices(path, slot)
+            if price is not None:
+                seen = True
+                total += price.double().cpu()[torch.from_numpy(axis.slots[slot])].sum(1)
         return total if seen else None
+
+    def _element_prices(self, path: str, slot: tuple[str, int]) -> Tensor | None:
+        """Return the price of each element that a reader reads, in nats."""
+        flow = self.flows.get(path, Flow())
+        variance = flow.variance()
+        if variance is not None and flow.fisher is not None:
+            return 0.5 * variance * flow.fisher
+        slope = self.slopes.get(f"{slot[0]}[{slot[1]}]")
+        return None if slope is None else 0.5 * slope
 
     def removal_prices(self, axis: Axis, model: nn.Module) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
         """Return the order in which units go, and the summed price of removing the first 0, 1, 2, ... of them."""
@@ -171,13 +224,18 @@ class Scores:
         prices = self.unit_prices(axis)
         return () if prices is None else tuple(prices.sort(descending=True).values.tolist())
 
-    def forget(self, axis: Axis, removed: tuple[int, ...]) -> None:
+    def forget(self, plan: Plan, axes: Mapping[str, Axis]) -> None:
         """Drop the moments of removed units; those of the others stay valid."""
-        for path, slot in readers(axis) if removed else ():
-            flow = self.flows.get(path)
-            for name, moment in (flow.tensors() if flow else {}).items():
-                left = sorted(set(range(len(moment))) - set(axis.slots[slot][list(removed)].reshape(-1).tolist()))
-                setattr(flow, name, moment[left])
+        gone = {(removal.tensor, removal.dim): set(removal.indices) for removal in plan.removals}
+        for path, slot in dict.fromkeys(reader for axis in axes.values() for reader in axis.readers):
+            if slot not in gone:
+                continue
+            flow, key = self.flows.get(path, Flow()), f"{slot[0]}[{slot[1]}]"
+            for name, moment in flow.tensors().items():
+                left = _others(len(moment), gone[slot])
+                setattr(flow, name, moment[left][:, left] if name == "second" else moment[left])
+            if key in self.slopes:
+                self.slopes[key] = self.slopes[key][_others(len(self.slopes[key]), gone[slot])]
 
     def put_back(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Go back to moments that were taken earlier, by the path of the module."""
@@ -187,11 +245,8 @@ class Scores:
                 setattr(flow, name, tensors.get(name))
 
 
-def readers(axis: Axis) -> list[tuple[str, tuple[str, int]]]:
-    """Return the modules that read an axis, with the dimension of their weight; for states the layer itself."""
-    if axis.kind == "states":
-        return [(axis.module(), next(iter(axis.slots)))]
-    return [(name.rpartition(".")[0], (name, dim)) for name, dim in axis.slots if dim == 1 and name.endswith(".weight")]
+def _others(size: int, gone: set[int]) -> list[int]:
+    return [index for index in range(size) if index not in gone]
 
 
 def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
@@ -200,7 +255,7 @@ def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
 
 def _by_feature(module: nn.Module, x: Tensor) -> Tensor:
     """Return ``[features, everything else]``; the groups of a grouped convolution share their features."""
-    place = -1 if isinstance(module, (nn.Linear, LRU)) else 1
+    place = 1 if isinstance(module, _CONVOLUTIONS) else -1
     features = x.movedim(place, 0).flatten(1)
     groups = int(getattr(module, "groups", 1))
     return features if groups == 1 else torch.unflatten(features, 0, (groups, -1)).transpose(0, 1).flatten(1)

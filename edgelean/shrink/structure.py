@@ -13,8 +13,8 @@ from edgelean.shrink.labels import Dimension, Labels, Value
 from edgelean.shrink.rules import Extent
 from edgelean.shrink.trace import Step, Trace
 
-Size = tuple[float, tuple[tuple[str, float], ...]]
-"""A number of elements: a fixed part, and so many per unit of each axis."""
+Size = tuple[tuple[float, tuple[str, ...]], ...]
+"""A number of elements: a sum of terms, each a factor times the units of some axes (none for a fixed part)."""
 
 Product = tuple[float, tuple[Size, ...]]
 """A fixed number times sizes that depend on the axes."""
@@ -128,15 +128,23 @@ def structure_of(found: Trace, roots: Mapping[int, tuple[str, int]]) -> Structur
 class _Sizes:
     def __init__(self, labels: Labels, roots: Mapping[int, tuple[str, int]]) -> None:
         self._labels, self._roots = labels, roots
+        self._known: dict[tuple[int, ...], Size] = {}
 
-    def of(self, size: int, labels: Dimension) -> Size:
-        """Return a dimension as a fixed part and so many elements per unit of each axis."""
-        if labels is None:
-            return float(size), ()
-        places = [self._roots.get(root) for root in self._labels.roots(labels).tolist()]
-        counts = Counter(place for place in places if place is not None)
-        fixed = size - sum(counts.values())
-        return float(fixed), tuple((axis, count / units) for (axis, units), count in counts.items())
+    def of(self, size: int, line: Dimension) -> Size:
+        """Return a dimension as a sum of terms, each of them so many elements per unit of some axes."""
+        if line is None:
+            return ((float(size), ()),)
+        key = tuple(line.tolist())
+        if key not in self._known:
+            counts = Counter(tuple(sorted(self._axes(label))) for label in key)
+            self._known[key] = tuple(
+                (count / math.prod(units for _, units in axes), tuple(name for name, _ in axes))
+                for axes, count in counts.items()
+            )
+        return self._known[key]
+
+    def _axes(self, label: int) -> set[tuple[str, int]]:
+        return {self._roots[atom] for atom in self._labels.atoms(label) if atom in self._roots}
 
     def of_extent(self, extent: Extent) -> tuple[Size, ...]:
         return tuple(self.of(size, labels) for size, labels in extent)
@@ -171,8 +179,9 @@ def _contraction(step: Step, values: Mapping[str, Value], sizes: _Sizes) -> Cont
     stacks: Extent = ()
     left, right = (values[name] for name in step.inputs[:2]) if len(step.inputs) > 1 else (values[step.inputs[0]],) * 2
     if step.operator.startswith("conv"):
-        groups = left.shape[1] // right.shape[1]
-        form = convolution_form(groups, right.shape[1], len(right.shape) - 2)
+        out = flow.outputs[0].shape[1]
+        groups = out // right.shape[1] if "transpose" in step.operator else left.shape[1] // right.shape[1]
+        form = convolution_form(groups, left.shape[1] // groups, len(right.shape) - 2)
         stacks = ((left.shape[1], left.labels[1]),) if form == "depthwise" else ((groups, None),)
     elif not (left.constant or right.constant):
         stacks = flow.rows[:-1]
@@ -207,7 +216,7 @@ def _node(step: Step) -> Node:
 
 
 def _fixed(number: float) -> Size:
-    return number, ()
+    return ((number, ()),)
 
 
 def _operator(group: Group, units: Mapping[str, int]) -> Operator:
@@ -233,7 +242,9 @@ def _total(extents: Iterable[tuple[Size, ...]]) -> Sum:
 
 def _reduced(extent: tuple[Size, ...]) -> Product:
     """Return a product of sizes, its fixed sizes multiplied."""
-    return math.prod(fixed for fixed, terms in extent if not terms), tuple(size for size in extent if size[1])
+    fixed = [size for size in extent if not any(axes for _, axes in size)]
+    number = math.prod(sum(factor for factor, _ in size) for size in fixed)
+    return number, tuple(size for size in extent if any(axes for _, axes in size))
 
 
 def _sum(total: Sum, units: Mapping[str, int]) -> float:
@@ -243,8 +254,11 @@ def _sum(total: Sum, units: Mapping[str, int]) -> float:
 
 def _product(product: Product, units: Mapping[str, int]) -> float:
     result, sizes = product
-    for fixed, terms in sizes:
-        for axis, each in terms:
-            fixed += each * units[axis]
-        result *= fixed
+    for terms in sizes:
+        size = 0.0
+        for factor, axes in terms:
+            for axis in axes:
+                factor *= units[axis]
+            size += factor
+        result *= size
     return result

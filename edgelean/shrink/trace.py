@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator as python_operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.fx import Node as GraphNode
 
 from edgelean.errors import InputError
 from edgelean.shrink.labels import Labels, Value
-from edgelean.shrink.rules import RULES, Call, Flow, unknown
+from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Trace:
         The operators in order.
     names
         For the graph name of a parameter or buffer its name in the model.
+    program
+        The graph itself.
+    reads
+        Dimensions of parameters along which an operator sums what it reads.
     """
 
     labels: Labels
@@ -49,6 +53,13 @@ class Trace:
     values: Mapping[str, Value]
     steps: tuple[Step, ...]
     names: Mapping[str, str]
+    program: torch.export.ExportedProgram
+    reads: tuple[tuple[str, int], ...]
+
+    def over(self) -> set[int]:
+        """Return the units over which operators take statistics."""
+        lines = (line for step in self.steps for line in step.flow.over if line is not None)
+        return {atom for line in lines for label in line.tolist() for atom in self.labels.atoms(label)}
 
 
 def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
@@ -69,7 +80,11 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
     labels = Labels()
     program = _exported(model, example)
     signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    names = {
+        key: first.get(id(_tensor(model, name)), name)
+        for key, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
+    }
     objects: dict[int, Value] = {}
     tensors: dict[str, Value] = {}
     values: dict[str, Value | tuple[Value, ...]] = {}
@@ -88,14 +103,30 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
             if isinstance(part, Value):
                 labels.freeze_all(part, "it is an output of the model")
     flat = {name: value for name, value in values.items() if isinstance(value, Value)}
-    return Trace(labels, tensors, flat, tuple(steps), names)
+    return Trace(labels, tensors, flat, tuple(steps), names, program, _reads(program, names))
+
+
+def _reads(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
+    """Return the dimensions of parameters that operators sum over."""
+    found: dict[tuple[str, int], None] = {}
+    for node in program.graph.nodes:
+        operator = str(getattr(node.target, "_opname", ""))
+        flat = [item for argument in node.args for item in (argument if isinstance(argument, list) else [argument])]
+        for place, argument in enumerate(flat):
+            if isinstance(argument, GraphNode) and argument.name in names and len(_shape(argument.meta["val"])) > 1:
+                dim = summed_dim(operator, place, len(_shape(argument.meta["val"])))
+                if dim is not None:
+                    found[names[argument.name], dim] = None
+    return tuple(found)
 
 
 def _exported(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return torch.export.export(model, example)
+        # Without gradients a model's own no_grad blocks change nothing, and are not wrapped into graphs of their own.
+        with torch.no_grad():
+            return torch.export.export(model, example)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -138,7 +169,7 @@ def _call(
 ) -> tuple[Step | None, Value | tuple[Value, ...]]:
     def resolve(argument: Any) -> Any:
         if isinstance(argument, GraphNode):
-            return values[argument.name]
+            return values.get(argument.name)
         if isinstance(argument, (list, tuple)):
             return [resolve(item) for item in argument]
         return argument
@@ -146,15 +177,16 @@ def _call(
     if node.target is python_operator.getitem:
         source, place = resolve(node.args[0]), resolve(node.args[1])
         return None, source[place] if isinstance(source, (tuple, list)) else source
-    arguments = tuple(resolve(argument) for argument in (*node.args, *node.kwargs.values()))
-    name = str(getattr(node.target, "_opname", node.target))
+    arguments = tuple(resolve(argument) for argument in node.args)
+    named = {key: resolve(argument) for key, argument in node.kwargs.items()}
+    name = str(getattr(node.target, "_opname", getattr(node.target, "__name__", node.target)))
     shapes = _shapes(node.meta.get("val"))
-    call = Call(labels, name, arguments, shapes)
+    call = Call(labels, name, arguments, shapes, named)
     flow = RULES.get(name, unknown)(call)
     sources = tuple(_root_name(source) for source in node.all_input_nodes)
     if all(value.constant for value in call.tensors()):
         # Known before any input arrives: the exporter folds it into a weight.
-        outputs = tuple(Value(out.shape, out.labels, constant=True) for out in flow.outputs)
+        outputs = tuple(replace(out, constant=True) for out in flow.outputs)
         flow = Flow(outputs, "free")
     single = isinstance(node.meta.get("val"), Tensor)
     return Step(node.name, name, sources, flow), flow.outputs[0] if single else flow.outputs

@@ -1,0 +1,1 @@
+"""The networks of the zoo: hand-written classics, `transformers` from small configurations, and timm."""

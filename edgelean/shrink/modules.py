@@ -1,0 +1,93 @@
+"""Bring the numbers that modules hold into line with the shapes of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from edgelean.nn import LRU
+from edgelean.shrink.plan import Plan
+
+
+def align(model: nn.Module) -> None:
+    """Bring the attributes of standard modules into line with the shapes of their parameters."""
+    for module in model.modules():
+        for kinds, aligner in _ALIGNERS:
+            if isinstance(module, kinds):
+                aligner(module)
+
+
+def follow(model: nn.Module, plan: Plan) -> None:
+    """Let the numbers in a model's own code shrink as a plan says."""
+    for scale in plan.scales:
+        module = model.get_submodule(scale.path)
+        setattr(module, scale.name, getattr(module, scale.name) * scale.after // scale.before)
+
+
+def _align_convolution(module: Any) -> None:
+    outputs, per_group = module.weight.shape[:2]
+    if module.groups > 1 and module.in_channels == module.groups:
+        module.groups = outputs * module.groups // module.out_channels
+    module.in_channels, module.out_channels = per_group * module.groups, outputs
+
+
+def _align_transposed(module: Any) -> None:
+    inputs, per_group = module.weight.shape[:2]
+    if module.groups > 1 and module.in_channels == module.groups:
+        module.groups = inputs
+    module.in_channels, module.out_channels = inputs, per_group * module.groups
+
+
+def _align_linear(module: Any) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _align_norm(module: Any) -> None:
+    known = module.weight if module.weight is not None else module.running_mean
+    if known is not None:
+        module.num_features = len(known)
+
+
+def _align_layer_norm(module: Any) -> None:
+    if module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _align_group_norm(module: Any) -> None:
+    if module.weight is not None:
+        module.num_channels = len(module.weight)
+
+
+def _align_embedding(module: Any) -> None:
+    module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def _align_recurrent(module: Any) -> None:
+    module.hidden_size, module.input_size = module.weight_hh_l0.shape[1], module.weight_ih_l0.shape[1]
+
+
+def _align_prelu(module: Any) -> None:
+    module.num_parameters = len(module.weight)
+
+
+def _align_states(module: Any) -> None:
+    module.states = len(module.nu_log)
+
+
+_ALIGNERS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _align_convolution),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _align_transposed),
+    (nn.Linear, _align_linear),
+    (
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        _align_norm,
+    ),
+    ((nn.LayerNorm, nn.RMSNorm), _align_layer_norm),
+    (nn.GroupNorm, _align_group_norm),
+    (nn.Embedding, _align_embedding),
+    ((nn.LSTM, nn.GRU, nn.RNN), _align_recurrent),
+    (nn.PReLU, _align_prelu),
+    (LRU, _align_states),
+)
