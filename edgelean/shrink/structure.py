@@ -179,9 +179,9 @@ def _contraction(step: Step, values: Mapping[str, Value], sizes: _Sizes) -> Cont
     stacks: Extent = ()
     left, right = (values[name] for name in step.inputs[:2]) if len(step.inputs) > 1 else (values[step.inputs[0]],) * 2
     if step.operator.startswith("conv"):
-        out = flow.outputs[0].shape[1]
-        groups = out // right.shape[1] if "transpose" in step.operator else left.shape[1] // right.shape[1]
-        form = convolution_form(groups, left.shape[1] // groups, len(right.shape) - 2)
+        transposed = "transpose" in step.operator
+        groups = (flow.outputs[0] if transposed else left).shape[1] // right.shape[1]
+        form = convolution_form(groups, left.shape[1] // groups, len(right.shape) - 2, transposed)
         stacks = ((left.shape[1], left.labels[1]),) if form == "depthwise" else ((groups, None),)
     elif not (left.constant or right.constant):
         stacks = flow.rows[:-1]
