@@ -35,11 +35,15 @@ def try_peer(network: Network) -> dict[str, Any]:
         left = sum(p.numel() for p in lean.parameters()) / sum(p.numel() for p in model.parameters())
         with torch.no_grad():
             found = [double(x) for x in leaves(lean.double()(*doubled(inputs)))]
-        expected = law.Reference(model, trace(model, inputs), inputs).outputs(plan)
-        error = law.deviation(expected, found)
-        verdict = "exact" if error < law.SINGLE_TOLERANCE else f"wrong by {error:.1g}"
+        reference = law.Reference(model, trace(model, inputs), inputs)
+        error = law.deviation(reference.outputs(plan), found)
+        verdict = "exact" if error < reference.tolerance else f"wrong by {error:.1g}"
     except Exception as error:  # whatever it raises is the result
-        return {"name": network.name, "left": 1.0, "verdict": f"fails: {type(error).__name__}"}
+        return {
+            "name": network.name,
+            "left": 1.0,
+            "verdict": f"fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}"[:120],
+        }
     return {"name": network.name, "left": left, "verdict": verdict}
 
 
@@ -66,6 +70,8 @@ def _pruned(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, Pl
     removals: list[Removal] = []
     with torch.no_grad():
         for name, tensor in _floats(numbered):
+            if name not in whole:
+                raise ValueError(f"{name} is no longer shared")
             numbers = tensor.detach().long()
             removals += _removals(name, numbers - starts[name], whole[name])
             tensor.data = flat[numbers]

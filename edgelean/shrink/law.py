@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from edgelean.shrink.reference import casts_to_single, double, doubled, graph_ou
 from edgelean.shrink.trace import Trace
 
 TOLERANCE = 1e-9
+
+FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, ArithmeticError, AttributeError)
+"""What code raises that does not fit the shapes of its tensors."""
 
 SINGLE_TOLERANCE = 1e-4
 """For models that cannot be run in float64."""
@@ -51,15 +55,24 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
     LawError
         If the model does not run with these contents.
     """
+
+    def run() -> list[Tensor]:
+        try:
+            return _run(model, {name: double(tensor) for name, tensor in tensors.items()}, doubled(probe))
+        except RuntimeError:  # the model may make tensors of a precision of its own
+            return _run(model, tensors, probe)
+
+    return _evaluated(model, run)
+
+
+def _evaluated(model: nn.Module, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Run something in evaluation mode, without gradients; whatever the model's code raises is a broken law."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            try:
-                return _run(model, {name: double(tensor) for name, tensor in tensors.items()}, doubled(probe))
-            except RuntimeError:  # the model may make tensors of a precision of its own
-                return _run(model, tensors, probe)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            return run()
+    except FAILURES as error:
         raise LawError(f"the cut model does not run: {(str(error).strip() or repr(error)).splitlines()[0]}") from None
     finally:
         for module, training in modes.items():
@@ -95,10 +108,33 @@ def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list
     kept, whole = kept_of(model, plan), _contents(model)
     contents = {name: sliced(tensor.detach(), kept.get(name, {})) for name, tensor in tensors_of(model).items()}
     contents |= gains(model, whole, contents, kept)
+    with _following(model, plan):
+        return outputs(model, contents, probe)
+
+
+def misfit(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> str:
+    """Return why a model's code would not run if a plan were applied, empty if it would; only shapes are computed."""
+    kept = kept_of(model, plan)
+    contents = {}
+    for name, tensor in tensors_of(model).items():
+        left = {dim: len(indices) for dim, indices in kept.get(name, {}).items()}
+        shape = [left.get(dim, size) for dim, size in enumerate(tensor.shape)]
+        contents[name] = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    with _following(model, plan):
+        try:
+            _evaluated(model, lambda: _run(model, contents, tuple(x.to("meta") for x in probe)))
+        except LawError as error:
+            return str(error)
+    return ""
+
+
+@contextmanager
+def _following(model: nn.Module, plan: Plan) -> Iterator[None]:
+    """Let the numbers in a model's code follow a plan, for a while."""
     before = numbers_of(model)
     follow(model, plan)
     try:
-        return outputs(model, contents, probe)
+        yield
     finally:
         set_numbers(model, before)
 
@@ -123,7 +159,10 @@ class Reference:
         contents = masked(self._model, plan)
         atoms = removed_atoms(self._found, plan)
         if not atoms.isdisjoint(self._found.over()):
-            return graph_outputs(self._found, atoms, contents, self._probe)
+            try:
+                return graph_outputs(self._found, atoms, contents, self._probe)
+            except FAILURES as error:
+                raise LawError(f"the masked graph does not run: {str(error).splitlines()[0]}") from None
         return outputs(self._model, contents, self._probe)
 
 

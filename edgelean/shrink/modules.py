@@ -68,6 +68,10 @@ def _align_recurrent(module: Any) -> None:
     module.hidden_size, module.input_size = module.weight_hh_l0.shape[1], module.weight_ih_l0.shape[1]
 
 
+def _align_cell(module: Any) -> None:
+    module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+
+
 def _align_prelu(module: Any) -> None:
     module.num_parameters = len(module.weight)
 
@@ -88,6 +92,7 @@ _ALIGNERS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
     (nn.GroupNorm, _align_group_norm),
     (nn.Embedding, _align_embedding),
     ((nn.LSTM, nn.GRU, nn.RNN), _align_recurrent),
+    (nn.RNNCellBase, _align_cell),
     (nn.PReLU, _align_prelu),
     (LRU, _align_states),
 )

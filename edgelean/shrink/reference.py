@@ -102,7 +102,8 @@ class _Masked(Interpreter):
             gone = _gone(self._found, self._found.values.get(source.name), self._atoms)
             if gone:
                 return self._over_the_kept(node, operator, gone)
-        return super().run_node(node)
+        result = super().run_node(node)
+        return double(result) if not node.all_input_nodes else result
 
     def _over_the_kept(self, node: Node, operator: str, gone: Mapping[int, list[int]]) -> Any:
         arguments, named = self.fetch_args_kwargs_from_env(node)

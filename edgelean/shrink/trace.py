@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator as python_operator
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,7 +126,9 @@ def _exported(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.Exp
     model.eval()
     try:
         # Without gradients a model's own no_grad blocks change nothing, and are not wrapped into graphs of their own.
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # An LSTM of torch assigns a list of its own parameters.
+            warnings.filterwarnings("ignore", message=".*were assigned during export", category=UserWarning)
             return torch.export.export(model, example)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -122,7 +122,9 @@ def _batch_norm(call: Call) -> Flow:
         _leave_space(call, x)
     for statistic in call.tensors()[1:]:
         call.labels.unify(x.labels[1], statistic.labels[0], "batch norm meets a dimension without units")
-    return call.result(x.labels, "pointwise")
+    training = call.operator == "batch_norm" and call.argument(5, False, "training")
+    over = tuple(line for place, line in enumerate(x.labels) if place != 1) if training else ()
+    return replace(call.result(x.labels, "pointwise"), over=over)
 
 
 @rule("layer_norm", "rms_norm")

@@ -11,7 +11,9 @@ from edgelean.shrink.labels import Dimension, Line, Value, plain, reshaped
 from edgelean.shrink.rules.call import Call, Flow, rule, rule_for_uniform, unknown
 
 
-@rule_for_uniform("view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "squeeze_", "unsqueeze")
+@rule_for_uniform(
+    "view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "squeeze_", "unsqueeze", "reshape_as"
+)
 def _view(call: Call) -> Flow:
     x = call.arguments[0]
     if x.uniform:
@@ -185,6 +187,19 @@ def _repeated(call: Call) -> Flow:
             lines.append(call.labels.fresh(times))
             continue
         lines.append(line if line is None or times == 1 else np.tile(line, times))
+    return call.result(lines, "move")
+
+
+@rule("expand_as")
+def _repeated_like(call: Call) -> Flow:
+    """Couple what is repeated along the units of another tensor to them."""
+    x, other, shape = call.arguments[0], call.arguments[1], call.shapes[0]
+    new, lines = len(shape) - len(x.shape), list(other.labels)
+    for place, line in enumerate(x.labels):
+        if x.shape[place] == shape[place + new]:
+            lines[place + new] = call.labels.unify(line, other.labels[place + new], "it is as wide as no units")
+        else:
+            call.labels.freeze(line, "expand_as repeats it along a dimension")
     return call.result(lines, "move")
 
 
