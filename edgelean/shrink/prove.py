@@ -234,8 +234,8 @@ def _companies(bench: _Bench, first: Axis, others: Sequence[Axis]) -> list[list[
 def _with_layers(first: Axis, hub: Axis, others: Sequence[Axis]) -> list[Axis]:
     """Return an axis that goes through several layers, and those like the first one in each of them."""
     tensors = {name for name, _ in hub.slots}
-    like = [a for a in others if (_pattern(a.name), a.size) == (_pattern(first.name), first.size) and a.name != hub.name]
-    return [hub, *(axis for axis in like if tensors & {name for name, _ in axis.slots})]
+    kin = [axis for axis in others if (_pattern(axis.name), axis.size) == (_pattern(first.name), first.size)]
+    return [hub, *(axis for axis in kin if axis.name != hub.name and tensors & {name for name, _ in axis.slots})]
 
 
 def _possible(bench: _Bench, axis: Axis) -> set[Attribute]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from edgelean.board.cost import Detail, Node, Operator, convolution_form, fuse, unfused
 from edgelean.board.model import Form
@@ -83,16 +83,23 @@ class Structure:
     ----------
     full
         Units of each axis as traced.
+    ties
+        By the name of an axis that goes together with another, that other one.
     """
 
     full: Mapping[str, int]
     groups: tuple[Group, ...]
     tensors: Mapping[str, tuple[Size, ...]]
     batch: int
+    ties: Mapping[str, str] = field(default_factory=dict)
+
+    def tied(self, ties: Mapping[str, str]) -> Structure:
+        """Return the structure in which some axes shrink as others do."""
+        return replace(self, ties=ties)
 
     def operators(self, keep: Mapping[str, int]) -> tuple[Operator, ...]:
         """Return the launched operators of the model that keeps so many units of each axis."""
-        units = {**self.full, **keep}
+        units = self._units(keep)
         return tuple(_operator(group, units) for group in self.groups)
 
     def macs(self, keep: Mapping[str, int]) -> int:
@@ -101,8 +108,14 @@ class Structure:
 
     def parameters(self, keep: Mapping[str, int]) -> int:
         """Return the number of elements of all parameters and buffers that the graph reads."""
-        units = {**self.full, **keep}
+        units = self._units(keep)
         return round(_sum(_total(self.tensors.values()), units))
+
+    def _units(self, keep: Mapping[str, int]) -> dict[str, float]:
+        units: dict[str, float] = {**self.full, **keep}
+        for axis, first in self.ties.items():
+            units[axis] = units[first] * self.full[axis] / self.full[first]
+        return units
 
 
 def structure_of(found: Trace, roots: Mapping[int, tuple[str, int]]) -> Structure:
@@ -219,7 +232,7 @@ def _fixed(number: float) -> Size:
     return ((number, ()),)
 
 
-def _operator(group: Group, units: Mapping[str, int]) -> Operator:
+def _operator(group: Group, units: Mapping[str, float]) -> Operator:
     elements, weights = _sum(group.moved, units), _sum(group.weights, units)
     light, heavy = _sum(group.light, units), _sum(group.heavy, units)
     computed = group.contraction
@@ -247,12 +260,12 @@ def _reduced(extent: tuple[Size, ...]) -> Product:
     return number, tuple(size for size in extent if any(axes for _, axes in size))
 
 
-def _sum(total: Sum, units: Mapping[str, int]) -> float:
+def _sum(total: Sum, units: Mapping[str, float]) -> float:
     fixed, products = total
     return fixed + sum(_product(product, units) for product in products)
 
 
-def _product(product: Product, units: Mapping[str, int]) -> float:
+def _product(product: Product, units: Mapping[str, float]) -> float:
     result, sizes = product
     for terms in sizes:
         size = 0.0
