@@ -89,7 +89,7 @@ def _audio(s: Sketch, batch: int) -> str:
 
 
 def _segmentation(s: Sketch, batch: int) -> str:
-    fine = _block(s, _block(s, s.input(batch, 3, 48, 48), 16), 16)
+    fine = _block(s, _block(s, s.input(batch, 3, 32, 32), 16), 16)
     coarse = _block(s, _block(s, s.pool(fine), 32), 32)
     x = _block(s, s.concat(1, s.enlarge(coarse), fine), 16)
     return s.conv(x, 2, 1)
