@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,10 +68,14 @@ class Bench:
         self.probe = tuple(_resized(x, PROBE_SAMPLES) for x in example)
         self._stopwatch = stopwatch
         self._proof: Proof | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="edgelean-"))
+        self._files: dict[Precision, Path] = {}
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.look()
 
     def look(self) -> None:
         """Take the model apart as it is now; the first time, prove which axes can be cut."""
+        self._files.clear()
         found = dissect(self.model, self.batch)
         if self._proof is None:
             self._proof = prove(self.model, found, self.probe)
@@ -96,19 +102,14 @@ class Bench:
 
     def read(self) -> Reading:
         """Read the present model on the target."""
-        with self._stopwatch.phase("measuring"), tempfile.TemporaryDirectory() as folder:
-            operators = self.anatomy.structure.operators({})
-            return self.target.read(
-                Candidate(lambda precision: self._exported(folder, precision), operators, self._feeds)
-            )
+        with self._stopwatch.phase("measuring"):
+            return self.target.read(Candidate(self._exported, self.anatomy.structure.operators({}), self._feeds))
 
     def read_artifact(self) -> Reading:
         """Read the present model on the target as the file that would be shipped."""
-        with self._stopwatch.phase("measuring"), tempfile.TemporaryDirectory() as folder:
-            operators = operators_of(self._exported(folder, "fp32"), self.profile.batch)
-            return self.target.read(
-                Candidate(lambda precision: self._exported(folder, precision), operators, self._feeds)
-            )
+        with self._stopwatch.phase("measuring"):
+            operators = operators_of(self._exported("fp32"), self.profile.batch)
+            return self.target.read(Candidate(self._exported, operators, self._feeds))
 
     def read_files(self, onnx: Mapping[Precision, Path]) -> Reading:
         """Read the exported files of the present model, one a precision, thoroughly: the verdicts rest on it."""
@@ -117,14 +118,18 @@ class Bench:
             candidate = Candidate(lambda precision: onnx[precision], operators, self._feeds)
             return thorough(self.target, self.profile).read(candidate)
 
-    def _exported(self, folder: str, precision: Precision) -> Path:
-        """Write the present model as an ONNX file in a precision."""
-        path = export_onnx(self.model, self.batch, Path(folder) / "candidate.onnx", metadata={})
-        if precision == "fp32":
-            return path
-        half = Path(folder) / "candidate.fp16.onnx"
-        to_fp16(path, half)
-        return half
+    def _exported(self, precision: Precision) -> Path:
+        """Return the present structure as an ONNX file in a precision.
+
+        Written once for each structure: what a model costs does not depend on its weights, and writing takes longer
+        than timing.
+        """
+        if "fp32" not in self._files:
+            self._files["fp32"] = export_onnx(self.model, self.batch, self._folder / "candidate.onnx", metadata={})
+        if precision not in self._files:
+            self._files[precision] = self._folder / f"candidate.{precision}.onnx"
+            to_fp16(self._files["fp32"], self._files[precision])
+        return self._files[precision]
 
     def _feeds(self) -> Feeds:
         names = ["input", *(f"input_{i}" for i in range(1, len(self.batch)))]

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from edgelean.errors import DeviceError, InputError
+from edgelean.sensors.kernel_files import processor_name
 from edgelean.target import runtime as runtime_module
 from edgelean.target import tensorrt as tensorrt_module
-from edgelean.target.runtime import EagerTorch, OnnxRuntimeCpu, OnnxRuntimeCuda, open_runtime, processor_name
+from edgelean.target.runtime import EagerTorch, OnnxRuntimeCpu, OnnxRuntimeCuda, open_runtime
 from edgelean.target.tensorrt import (
     EngineCall,
     RefusedError,

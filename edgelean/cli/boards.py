@@ -90,6 +90,7 @@ def probe_board(
 def _print_board(board: Board) -> None:
     """Print every number of a board with its confidence and its source."""
     from edgelean.board.document import knobs_of
+    from edgelean.cli.calibrate import print_parameters
 
     facts = board.facts()
     units = {knob.key: knob.unit for knob in knobs_of(board)}
@@ -100,6 +101,10 @@ def _print_board(board: Board) -> None:
         firm=4,
     )
     print_table("", ("also", "", "source"), _also(board), firm=1)
+    for precision, made in board.calibration:
+        if made is not None:
+            error = f"off by {made.network_error:.1%} on networks not fitted to"
+            print_parameters(f"Calibration, {precision}: {made.made}, {made.runtime}, {made.fitted_on}; {error}", made)
 
 
 def _row(board: Board) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgelean.board import Board
-from edgelean.sensors.kernel_files import ROOT, compatible_of
+from edgelean.sensors.kernel_files import ROOT, compatible_of, processor_name
 from edgelean.sensors.nvml import find_gpu
 from edgelean.sensors.window import SensorError
 
@@ -15,13 +15,15 @@ THIS_MACHINE = "this-machine"
 
 
 def is_board(board: Board, root: Path = ROOT) -> bool:
-    """Return whether this machine is the board: by its device tree, or by the name of its GPU.
+    """Return whether this machine is the board: by its device tree, or by the name of its GPU or processor.
 
     The description of this machine, whatever it is, always fits.
     """
     if board.name == THIS_MACHINE:
         return True
     if any(_names(entry, wanted) for entry in compatible_of(root) for wanted in board.match.device_tree):
+        return True
+    if board.match.processor is not None and board.match.processor == processor_name(root / "proc/cpuinfo"):
         return True
     return board.match.nvml_name is not None and _has_gpu(board.match.nvml_name)
 

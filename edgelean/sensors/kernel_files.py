@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,3 +51,13 @@ def zone_temperatures_c(root: Path = ROOT) -> dict[str, float]:
         if kind and millidegrees is not None and millidegrees > -100_000:
             found[kind] = max(millidegrees / 1e3, found.get(kind, -100.0))
     return found
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's own name, else its architecture."""
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()

@@ -22,12 +22,11 @@ from edgelean.sensors.gpu_state import REASONS, GpuState
 from edgelean.sensors.hwmon import find_rails, usual_total
 from edgelean.sensors.identify import THIS_MACHINE, is_board
 from edgelean.sensors.jetson import look_at_jetson
-from edgelean.sensors.kernel_files import compatible_of, model_of, text_of
+from edgelean.sensors.kernel_files import compatible_of, model_of, processor_name, text_of
 from edgelean.sensors.machine import Glance, look
 from edgelean.sensors.window import Energy
 from edgelean.target.agent import Agent, Say, agent_folder, install_agent
 from edgelean.target.remote import Here, Line, Ssh, parse_address
-from edgelean.target.runtime import processor_name
 
 IDLE_S = 2.0
 MOST_FILES, LONGEST_FILE = 5000, 1 << 16

@@ -71,7 +71,7 @@ class Routine:
 
 IN_THE_LOOP = Routine(
     repeats=2,
-    attempts=2,
+    attempts=1,
     pause_s=0.02,
     rest_s=0.1,
     patience=Patience(warm_up_s=0.05, least_s=0.1, cap_s=0.4),
@@ -79,7 +79,7 @@ IN_THE_LOOP = Routine(
         window_s=0.15, most_windows=6, idle_s=0.0, longest_delay_s=0.03, warm_up_s=0.05, cool_down_s=0.0
     ),
 )
-"""About half a second: a run takes a dozen readings or two."""
+"""About half a second: a run takes a dozen readings or two, and what disturbs one of them the controller averages."""
 
 THOROUGH = Routine(
     repeats=6,

@@ -9,7 +9,6 @@ candidate.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from edgelean.board import Precision
 from edgelean.errors import DeviceError, InputError
+from edgelean.sensors.kernel_files import processor_name
 from edgelean.sensors.window import Work
 from edgelean.target.candidate import Feeds
 
@@ -195,16 +195,6 @@ def visible_gpu() -> str | None:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
-def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's own name, else its architecture."""
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def has_cuda_provider() -> bool:

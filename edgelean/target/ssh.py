@@ -14,6 +14,7 @@ from edgelean.board.cost import Cost, Operator, predict
 from edgelean.errors import DeviceError, InputError
 from edgelean.reading import Figure, Provenance, Reading
 from edgelean.sensors.chain import OnLoss
+from edgelean.sensors.kernel_files import processor_name
 from edgelean.sensors.machine import conditions, disturbance, energy_disturbance
 from edgelean.sensors.protocol import EnergyPerCall, EnergyProtocol, Estimate, per_call
 from edgelean.sensors.window import Energy
@@ -24,7 +25,6 @@ from edgelean.target.latency import Patience, Timing, all_samples, percentile_in
 from edgelean.target.local import Routine, doubts, quality
 from edgelean.target.modelled import modelled_figure
 from edgelean.target.remote import Ssh, parse_address
-from edgelean.target.runtime import processor_name
 
 STEADY_CLOCK = 0.05
 """A GPU whose clock moves by a larger share while it is timed is not one machine but several."""

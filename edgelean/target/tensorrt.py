@@ -16,9 +16,10 @@ from typing import Any
 
 from edgelean.board import Precision
 from edgelean.errors import DeviceError
+from edgelean.sensors.kernel_files import processor_name
 from edgelean.sensors.window import Work
 from edgelean.target.candidate import Feeds
-from edgelean.target.runtime import Device, processor_name
+from edgelean.target.runtime import Device
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
 """In the order in which they are tried: the first knows every board, the second builds without a GPU."""
