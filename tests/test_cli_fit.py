@@ -65,7 +65,16 @@ def test_json_prints_the_report_and_nothing_else(tmp_path):
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path):
     command = [sys.executable, "-m", "edgelean", *FIT, "--set", "epochs=40"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in what a shell runs in the background
+    )
     deadline = time.monotonic() + 90
     while not list((tmp_path / "run").rglob("000003")) and time.monotonic() < deadline:
         time.sleep(0.05)
