@@ -375,3 +375,20 @@ def test_a_traced_perceptron_over_tokens_is_computed_like_its_exported_file(tmp_
     traced = dissect(model, example).structure.operators({})
     assert [told(operator) for operator in traced] == [told(operator) for operator in exported]
     assert traced[0].detail.light == 4 * 5 * 12
+
+
+def test_shapes_that_cannot_be_inferred_are_those_that_the_exporter_wrote(tmp_path):
+    import torch
+    from torch import nn
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.head = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.layers(x)[0].mean(1))
+
+    file = export_onnx(Last().eval(), (torch.randn(4, 5, 6),), tmp_path / "model.onnx", metadata={})
+    head = operators_of(file, batch=7)[-1]
+    assert (head.kind, head.rows, head.columns, head.depth) == ("contract", 7, 3, 16)

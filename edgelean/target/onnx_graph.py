@@ -102,13 +102,39 @@ def _inferred(model: onnx.ModelProto | Path, batch: int) -> onnx.ModelProto:
         bound.CopyFrom(model)
     weights = {tensor.name for tensor in bound.graph.initializer}
     inputs = [value for value in bound.graph.input if value.name not in weights]
+    told = _told(bound.graph, inputs, batch)
     _bind(inputs, batch)
     del bound.graph.value_info[:]
     for value in bound.graph.output:
         value.type.tensor_type.ClearField("shape")
     if bound.functions:
         bound = onnx.inliner.inline_local_functions(bound)
+    found = onnx.shape_inference.infer_shapes(bound, data_prop=True)
+    known = {value.name for value in found.graph.value_info if _complete(value)}
+    missing = [value for name, value in told.items() if name not in known]
+    if not missing:
+        return found
+    bound.graph.value_info.extend(missing)
     return onnx.shape_inference.infer_shapes(bound, data_prop=True)
+
+
+def _told(graph: onnx.GraphProto, inputs: Sequence[onnx.ValueInfoProto], batch: int) -> dict[str, onnx.ValueInfoProto]:
+    """Return the shapes that the file tells, with the batch bound; an exporter knows more than can be inferred."""
+    names = {dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim[:1] if dim.dim_param}
+    told = {}
+    for value in graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_value = batch
+        if _complete(value):
+            told[value.name] = type(value).FromString(value.SerializeToString())
+    return told
+
+
+def _complete(value: onnx.ValueInfoProto) -> bool:
+    """Tell whether every dimension of a tensor is known."""
+    kind = value.type.tensor_type
+    return bool(kind.HasField("shape")) and all(dim.dim_value > 0 for dim in kind.shape.dim)
 
 
 def _read(path: Path) -> onnx.ModelProto:
