@@ -27,7 +27,7 @@ from benchmarks.zoo_networks.all import QUICK, all_networks
 from benchmarks.zoo_networks.judge import Row, judge
 from benchmarks.zoo_networks.network import Network
 
-LEAST_SHARE, LEAST_NETWORKS, MOST_SECONDS, PEER_SECONDS = 0.4, 0.95, 10.0, 60.0
+LEAST_SHARE, LEAST_NETWORKS, MOST_SECONDS, MOST_CUT_MS, PEER_SECONDS = 0.4, 0.95, 10.0, 100.0, 60.0
 LARGE = ("resnet50", "gpt_12_layers")
 """A ResNet-50 and a transformer of 12 layers: what analysis may take is said of these."""
 
@@ -37,7 +37,8 @@ Goal = tuple[str, str, str, bool]
 
 def line_of(row: Row) -> str:
     """Return one line of the table."""
-    figures = f"{row.parameters / 1e6:8.2f} {row.axes:5d} {row.most:6.0%} {row.halved:6.0%} {row.seconds:7.1f}"
+    shares = f"{row.parameters / 1e6:8.2f} {row.axes:5d} {row.most:6.0%} {row.halved:6.0%}"
+    figures = f"{shares} {row.seconds:7.1f} {row.cut_ms:6.0f}"
     outcome = row.problem or f"{row.error:8.1e} {row.effect:8.1e}  {row.training:4s}  {row.export}"
     return f"{row.name:44s}{figures}  {outcome}"
 
@@ -63,6 +64,9 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         if row.name in LARGE:
             what = f"analysis of {row.name} ({row.parameters / 1e6:.0f} million parameters)"
             found.append((what, f"{row.seconds:.1f} s", f"under {MOST_SECONDS:g} s", row.seconds < MOST_SECONDS))
+        if row.name == LARGE[0]:
+            goal = f"under {MOST_CUT_MS:g} ms"
+            found.append((f"one cut of {row.name}", f"{row.cut_ms:.0f} ms", goal, row.cut_ms < MOST_CUT_MS))
     return found
 
 
@@ -137,7 +141,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     networks, notes = all_networks()
     print(*notes, sep="\n", end="\n" if notes else "")
-    print(f"{'network':44s} million  axes   most   half seconds     error   effect  step  export")
+    print(f"{'network':44s} million  axes   most   half seconds cut ms     error   effect  step  export")
     started, rows = time.perf_counter(), []
     for network in chosen(networks, arguments.only, arguments.quick):
         rows.append(judge(network))

@@ -43,6 +43,8 @@ class Row:
         How far it is from the uncut one: a check that could not fail would show 0.
     training, export
         ``"yes"``, or what went wrong.
+    cut_ms
+        What the cut itself took, between two steps of an optimizer with moments; NaN where it failed.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Row:
     tolerance: float
     training: str
     export: str
+    cut_ms: float
     problem: str = ""
 
     def exact(self) -> bool:
@@ -99,20 +102,20 @@ def judge(network: Network) -> Row:
     row = Row(
         network.name, network.family, parameters, len(anatomy.axes), len(anatomy.refused), seconds,
         1 - _left(model, anatomy, half), 1 - _left(model, anatomy, dict.fromkeys(half, 1)),
-        math.nan, math.nan, math.nan, "", "",
+        math.nan, math.nan, math.nan, "", "", math.nan,
     )  # fmt: skip
     try:
         deviation, effect, tolerance = _exactness(model, anatomy, inputs)
     except Exception as failure:  # as above
         return Row(**{**asdict(row), "problem": _words(failure)})
-    training, lean = _training(model, anatomy, inputs)
+    training, lean, cut_ms = _training(model, anatomy, inputs)
     exported = _export(lean, model, inputs) if lean is not None else ""
     found = {"error": deviation, "effect": effect, "tolerance": tolerance, "training": training, "export": exported}
-    return Row(**{**asdict(row), **found})
+    return Row(**{**asdict(row), **found, "cut_ms": cut_ms})
 
 
 def _failed(network: Network, parameters: int, seconds: float, error: Exception) -> Row:
-    nothing = (math.nan, math.nan, math.nan, "", "")
+    nothing = (math.nan, math.nan, math.nan, "", "", math.nan)
     return Row(network.name, network.family, parameters, 0, 0, seconds, 0.0, 0.0, *nothing, problem=_words(error))
 
 
@@ -153,23 +156,26 @@ def _exactness(model: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...]) -
     return law.deviation(expected, found), law.deviation(whole, found), tolerance
 
 
-def _training(model: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...]) -> tuple[str, nn.Module | None]:
-    """Cut between two steps of one optimizer; tell whether every weight with a gradient still moves."""
+def _training(model: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...]) -> tuple[str, nn.Module | None, float]:
+    """Cut between two steps of one optimizer; tell whether every weight with a gradient still moves, and the ms."""
     lean = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(lean.parameters(), lr=1e-3)
+    plan = halved(anatomy)
     try:
         _step(lean, optimizer, inputs)
-        cut.apply(lean, halved(anatomy), optimizer)
+        started = time.perf_counter()
+        cut.apply(lean, plan, optimizer)
+        cut_ms = 1e3 * (time.perf_counter() - started)
         before = {name: parameter.detach().clone() for name, parameter in lean.named_parameters()}
         _step(lean, optimizer, inputs)
     except Exception as error:  # as above
-        return _words(error), None
+        return _words(error), None, math.nan
     still = [
         name
         for name, parameter in lean.named_parameters()
         if parameter.grad is not None and parameter.grad.abs().max() > 0 and torch.equal(parameter, before[name])
     ]
-    return (f"{len(still)} weights stand still: {still[0]}" if still else "yes"), lean.eval()
+    return (f"{len(still)} weights stand still: {still[0]}" if still else "yes"), lean.eval(), cut_ms
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, ...]) -> None:
