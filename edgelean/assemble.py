@@ -66,7 +66,10 @@ def assemble(made: Materials) -> Report:
     history = from_events(events)
     axes = made.loop.bench.anatomy.axes
     start = next(event for event in events if event["event"] == "start")
-    widths = tuple(LayerWidth(name, full, axes[name].size if name in axes else 0) for name, full in start["full_size"]["axes"].items())
+    widths = tuple(
+        LayerWidth(name, full, axes[name].size if name in axes else 0)
+        for name, full in start["full_size"]["axes"].items()
+    )
     final = {width.name: width.after for width in widths}
     states = any(axis.kind == "states" for axis in axes.values())
     job, delivery = made.job, made.delivery

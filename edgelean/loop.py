@@ -23,7 +23,7 @@ from edgelean.bench import Bench, limits_of, refuse_the_unreachable
 from edgelean.board import Board
 from edgelean.errors import DeviceError, LawError
 from edgelean.reading import Reading, incomparable
-from edgelean.shrink.cut import Contents, Moments, cloned, put_back, saved, saved_model, saved_optimizer
+from edgelean.shrink.cut import Contents, Held, cloned, put_back, saved, saved_model, saved_optimizer
 from edgelean.shrink.followers import Follower
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.scores import Scores
@@ -89,9 +89,9 @@ class Pending:
     """
 
     network: Contents
-    optimizer: Moments
+    optimizer: Held
     moments: Mapping[str, Mapping[str, Tensor]]
-    followers: tuple[Contents | Moments, ...] = ()
+    followers: tuple[Contents | Held, ...] = ()
 
 
 @dataclass

@@ -12,7 +12,7 @@ from edgelean.control import ControllerState
 from edgelean.loop import ClosedLoop, Pending
 from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.bypass import Detour, Modules, detours_among, detours_of, modules_of, take_out
-from edgelean.shrink.cut import Contents, Moments, restore, tensors_of
+from edgelean.shrink.cut import Contents, Held, restore, tensors_of
 from edgelean.shrink.followers import Groups, groups_of, leave
 from edgelean.training.checkpoint import Checkpoint, joined_state, split_state
 from edgelean.training.trainer import Session
@@ -121,7 +121,7 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
         state = joined_state(checkpoint.part("pending/optimizer/"), kept["optimizer"])
         progress.pending = Pending(
             Contents(tensors, kept["numbers"], session.modules),
-            Moments(session.groups, state),
+            Held(session.groups, state),
             _nested(checkpoint.part("pending/flow/")),
         )
 

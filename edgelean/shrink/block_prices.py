@@ -52,7 +52,10 @@ def watch_block(model: nn.Module, axis: Axis, samples: Observed, take: Callable[
 
 
 def _energy(gradient: Tensor, branch: Tensor, samples: int) -> Tensor:
-    """Return the mean over samples of (g . r)^2; the loss is a mean over the batch, so g is the count times this one."""
+    """Return the mean over samples of (g . r)^2.
+
+    The loss is a mean over the batch, so one sample's gradient is the batch size times the one seen here.
+    """
     each = gradient * branch
     place = next((dim for dim, size in enumerate(each.shape) if size == samples), 0)
     per_sample = each.movedim(place, 0).flatten(1).sum(1) * samples

@@ -1,12 +1,12 @@
 """Blocks: residual branches that can go as a whole, found in the traced graph.
 
-Where a sum adds to a tensor what a branch made of that same tensor, and nothing else reads what is in between, the branch
-at zero is the same as no branch: y = x + f(x) becomes y = x. So the branch is a unit. What reads it and what it reads
-beside x makes no difference: masks, rotary tables, the memory of an encoder.
+Where a sum adds to a tensor what a branch made of that same tensor, and nothing else reads what is in between, the
+branch at zero is the same as no branch: y = x + f(x) becomes y = x. So the branch is a unit. What it reads beside x
+makes no difference: masks, rotary tables, the memory of an encoder.
 
 There are two ways to take it out of the model's code. A module that does nothing else, such as a block of a ResNet with
-its last activation, is skipped as a whole. Else the modules of the branch give zeros, so that the sum adds nothing. Which
-of them is right is not guessed: :mod:`edgelean.shrink.prove_blocks` tries. The exporter leaves out sums that add nothing.
+its last activation, is skipped as a whole. Else the modules of the branch give zeros, so that the sum adds nothing.
+Which is right is not guessed: :mod:`edgelean.shrink.prove_blocks` tries. The exporter leaves out sums that add nothing.
 """
 
 from __future__ import annotations
@@ -130,9 +130,8 @@ def _zeros_and_idle_sums(graph: Graph) -> tuple[set[Node], dict[Node, Node]]:
     idle: dict[Node, Node] = {}
     for node in graph.nodes:
         name, sources = opname(node), node.all_input_nodes
-        if name in ZEROS or (name in OF_ZEROS and sources and sources[0] in empty):
-            empty.add(node)
-        elif name in PRODUCTS and not empty.isdisjoint(sources):
+        zeros = name in OF_ZEROS and sources and sources[0] in empty
+        if name in ZEROS or zeros or (name in PRODUCTS and not empty.isdisjoint(sources)):
             empty.add(node)
         stream = next((stream for stream, branch in _operands(node) if branch in empty), None)
         if stream is not None:

@@ -264,21 +264,21 @@ class Contents(NamedTuple):
     modules: Modules
 
 
-class Moments(NamedTuple):
+class Held(NamedTuple):
     """What a cut changes in an optimizer. The parameters are those themselves, the state is a copy."""
 
     groups: Groups
     state: State
 
 
-def saved(follower: Follower) -> Contents | Moments:
+def saved(follower: Follower) -> Contents | Held:
     """Return what a cut changes in an optimizer or a module."""
     return saved_optimizer(follower) if isinstance(follower, Optimizer) else saved_model(follower)
 
 
-def saved_optimizer(optimizer: Optimizer) -> Moments:
+def saved_optimizer(optimizer: Optimizer) -> Held:
     """Return what a cut changes in an optimizer."""
-    return Moments(groups_of(optimizer), saved_state(optimizer))
+    return Held(groups_of(optimizer), saved_state(optimizer))
 
 
 def saved_model(model: nn.Module) -> Contents:
@@ -287,9 +287,9 @@ def saved_model(model: nn.Module) -> Contents:
     return Contents(cloned(tensors_of(network)), numbers_of(network), modules_of(network))
 
 
-def put_back(follower: Follower, before: Contents | Moments) -> None:
+def put_back(follower: Follower, before: Contents | Held) -> None:
     """Give an optimizer or a module what `saved` returned of it."""
-    if isinstance(follower, Optimizer) and isinstance(before, Moments):
+    if isinstance(follower, Optimizer) and isinstance(before, Held):
         set_groups(follower, before.groups)
         load_state(follower, before.state)
     elif isinstance(follower, nn.Module) and isinstance(before, Contents):

@@ -160,9 +160,7 @@ def _shares(entry: Entry, places: Mapping[str, tuple[int, ...] | None], keep: Ke
                 yield key, torch.where(mean > 0, share, 1.0)
 
 
-def _cut_history(
-    optimizer: torch.optim.LBFGS, keep: Mapping[Tensor, Keep], gone: Collection[Tensor] = ()
-) -> list[str]:
+def _cut_history(optimizer: torch.optim.LBFGS, keep: Mapping[Tensor, Keep], gone: Collection[Tensor] = ()) -> list[str]:
     """Cut the flat vectors of LBFGS, and compute anew what it has derived from them.
 
     Parameters
@@ -196,9 +194,7 @@ def _cut_history(
     return [f"LBFGS dropped {dropped} of {dropped + len(pairs)} pairs of its history"] if dropped else []
 
 
-def _flat_indices(
-    parameters: Iterable[Tensor], keep: Mapping[Tensor, Keep], gone: Collection[Tensor]
-) -> Tensor:
+def _flat_indices(parameters: Iterable[Tensor], keep: Mapping[Tensor, Keep], gone: Collection[Tensor]) -> Tensor:
     """Return which elements stay of all parameters one after the other; complex ones count twice."""
     pieces, start = [], 0
     for parameter in parameters:
