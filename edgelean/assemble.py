@@ -66,7 +66,10 @@ def assemble(made: Materials) -> Report:
     history = from_events(events)
     axes = made.loop.bench.anatomy.axes
     start = next(event for event in events if event["event"] == "start")
-    widths = tuple(LayerWidth(name, full, axes[name].size) for name, full in start["full_size"]["axes"].items())
+    widths = tuple(
+        LayerWidth(name, full, axes[name].size if name in axes else 0)
+        for name, full in start["full_size"]["axes"].items()
+    )
     final = {width.name: width.after for width in widths}
     states = any(axis.kind == "states" for axis in axes.values())
     job, delivery = made.job, made.delivery
@@ -174,7 +177,7 @@ def _twins_history(events: Iterable[Mapping[str, Any]]) -> tuple[EpochPoint, ...
 
 def _spectra(loop: ClosedLoop, final: Mapping[str, int]) -> Iterable[Spectrum]:
     for name, scores in loop.progress.spectra.items():
-        kind = loop.bench.anatomy.axes[name].kind
+        kind = "states" if name.endswith(".states") else "channels"  # the axis may have gone with its block
         # The real map of N complex states has 2 N singular values.
         kept = 2 * final[name] if kind == "states" else final[name]
         unit = "Hankel singular value" if kind == "states" else "price of the unit in nats"

@@ -87,7 +87,7 @@ class Bench:
 
     def expected(self, plan: Plan) -> list[Tensor]:
         """Return what the model has to compute on the probe once a plan is applied."""
-        if self.anatomy.statistics.isdisjoint(cut.axis for cut in plan.cuts):
+        if not plan.detours and self.anatomy.statistics.isdisjoint(cut.axis for cut in plan.cuts):
             return law.outputs(self.model, law.masked(self.model, plan), self.probe)
         return law.Reference(self.model, trace(self.model, self.probe), self.probe).outputs(plan)
 
@@ -218,7 +218,7 @@ def refuse_the_unreachable(
     InputError
         If a budget is below what that would need; says how much it is.
     """
-    least = bench.cost({name: min(axis.size, max(1, floor // axis.width)) for name, axis in bench.anatomy.axes.items()})
+    least = bench.cost({name: axis.least(floor) for name, axis in bench.anatomy.axes.items()})
     for name, limit in limits.items():
         reachable = start[name].measured * least[name] / start[name].cost
         if limit < reachable:

@@ -72,8 +72,9 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
     first = 0
     if folder.exists():
         checkpoint = load_newest(folder)
-        first = unpack(checkpoint, session)
-        unpack_loop(Checkpoint(checkpoint.part("loop/"), checkpoint.values["loop"]), loop)
+        unpacked = unpack(checkpoint, session)
+        unpack_loop(Checkpoint(checkpoint.part("loop/"), checkpoint.values["loop"]), loop, unpacked)
+        first = unpacked.epochs
         run.resume_at(int(checkpoint.values["step"]))
     else:
         keep(0, 0)
@@ -107,7 +108,7 @@ def train_full_size(recipe: Recipe, seed: int, device: torch.device, run: Run, s
         run.record("full_size_epoch", step, epoch=epoch, loss=loss, metric=metric, metric_name=name)
         save(folder, f"{epoch:06}", pack(session, step, epoch))
 
-    first = unpack(load_newest(folder), session) if folder.exists() else 0
+    first = unpack(load_newest(folder), session).epochs if folder.exists() else 0
     with stopwatch.phase("full-size training"), _energy_of(FULL_SIZE, run):
         train(session, lambda step, loss: None, after_epoch, first)
     return Twin(session, evaluate(session, session.loaders.test))

@@ -23,9 +23,8 @@ from edgelean.bench import Bench, limits_of, refuse_the_unreachable
 from edgelean.board import Board
 from edgelean.errors import DeviceError, LawError
 from edgelean.reading import Reading, incomparable
-from edgelean.shrink.attributes import numbers_of
-from edgelean.shrink.cut import Contents, Tensors, cloned, put_back, restore, saved, tensors_of
-from edgelean.shrink.followers import Follower, State, load_state, saved_state
+from edgelean.shrink.cut import Contents, Held, cloned, put_back, saved, saved_model, saved_optimizer
+from edgelean.shrink.followers import Follower
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.scores import Scores
 from edgelean.shrink.wrappers import Ranks, eagerly
@@ -77,13 +76,22 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Pending:
-    """A cut that the network still has to recover from, and what is needed to take it back."""
+    """A cut that the network still has to recover from, and what is needed to take it back.
 
-    tensors: Tensors
-    optimizer: Mapping[int, Mapping[str, Any]]
+    Attributes
+    ----------
+    network, optimizer
+        What they were.
+    moments
+        What the scores had observed.
+    followers
+        What the other followers were.
+    """
+
+    network: Contents
+    optimizer: Held
     moments: Mapping[str, Mapping[str, Tensor]]
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    followers: tuple[Contents | State, ...] = ()
+    followers: tuple[Contents | Held, ...] = ()
 
 
 @dataclass
@@ -285,7 +293,7 @@ class ClosedLoop:
             priced = self.scores.removal_prices(axis, self.bench.model)
             # A head is as wide as so many channels.
             width = max(1, self._width // axis.width)
-            floor = max(1, self._floor // axis.width, math.ceil((1 - most) * axis.size))
+            floor = max(axis.least(self._floor), 0 if axis.kind == "blocks" else math.ceil((1 - most) * axis.size))
             if priced is None or axis.size <= floor or name in self.progress.banned:
                 continue
             order[name], prices = priced
@@ -313,15 +321,13 @@ class ClosedLoop:
     def _snapshot(self) -> Pending:
         moments = {path: cloned(flow.tensors()) for path, flow in self.scores.flows.items()}
         others = tuple(saved(follower) for follower in self.around.followers)
-        network = self.bench.model
-        return Pending(cloned(tensors_of(network)), saved_state(self.optimizer), moments, numbers_of(network), others)
+        return Pending(saved_model(self.bench.model), saved_optimizer(self.optimizer), moments, others)
 
     def _restore(self) -> None:
         pending, self.progress.pending, self.progress.doubts = self.progress.pending, None, 0
         if pending is not None:
-            restore(self.model, pending.tensors, pending.numbers)
-            load_state(self.optimizer, pending.optimizer)
-            for follower, before in zip(self.around.followers, pending.followers, strict=True):
+            kept = (pending.network, pending.optimizer, *pending.followers)
+            for follower, before in zip((self.model, self.optimizer, *self.around.followers), kept, strict=True):
                 put_back(follower, before)
             self.scores.put_back(pending.moments)
             self.look_again()
@@ -375,7 +381,7 @@ class ClosedLoop:
     # -- scores and reach ----------------------------------------------------------------------------------------------
 
     def _watch_the_order(self) -> None:
-        prices = [self.scores.unit_prices(axis) for axis in self.bench.anatomy.axes.values() if axis.kind == "channels"]
+        prices = [self.scores.unit_prices(axis) for axis in self.bench.anatomy.axes.values() if axis.kind != "states"]
         order = tuple(price for axis in prices if axis is not None for price in axis.tolist())
         agreement = self.progress.agreement
         if len(order) == len(self.progress.order) > 1:
@@ -385,4 +391,5 @@ class ClosedLoop:
     def _keep_spectra(self, choices: list[control.Choice]) -> None:
         for choice in choices:
             axis = self.bench.anatomy.axes[choice.axis]
-            self.progress.spectra.setdefault(choice.axis, self.scores.spectrum(axis, self.bench.model))
+            if axis.kind != "blocks":
+                self.progress.spectra.setdefault(choice.axis, self.scores.spectrum(axis, self.bench.model))

@@ -19,6 +19,7 @@ from edgelean.profile import Profile
 from edgelean.recipe import Recipe
 from edgelean.report import write_report
 from edgelean.report.model import Report
+from edgelean.shrink.bypass import Detour, take_out
 from edgelean.shrink.cut import restore
 from edgelean.stopwatch import Stopwatch
 from edgelean.target import open_target
@@ -79,6 +80,7 @@ def load(folder: str | Path) -> nn.Module:
     job = asked_before(Run.open(Path(folder)))
     model = job.recipe.model()
     checkpoint = load_newest(Path(folder) / "checkpoints" / LEAN)
+    take_out(model, (Detour(**detour) for detour in checkpoint.values["detours"]))
     restore(model, checkpoint.part("model/"), checkpoint.values["numbers"])
     return model.eval()
 

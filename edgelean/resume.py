@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from edgelean.control import ControllerState
 from edgelean.loop import ClosedLoop, Pending
 from edgelean.shrink.attributes import numbers_of
-from edgelean.shrink.cut import restore, tensors_of
+from edgelean.shrink.bypass import Detour, Modules, detours_among, detours_of, modules_of, take_out
+from edgelean.shrink.cut import Contents, Held, restore, tensors_of
+from edgelean.shrink.followers import Groups, groups_of, leave
 from edgelean.training.checkpoint import Checkpoint, joined_state, split_state
 from edgelean.training.trainer import Session
 
@@ -31,14 +33,36 @@ def pack(session: Session, step: int, epoch: int) -> Checkpoint:
             "step": step,
             "epoch": epoch,
             "numbers": numbers_of(session.model),
+            "detours": _plain(detours_of(session.model)),
             "optimizer": {"state": plain, "param_groups": state["param_groups"]},
             "schedule": session.schedule.state_dict(),
         },
     )
 
 
-def unpack(checkpoint: Checkpoint, session: Session) -> int:
-    """Put a session, just prepared from the same recipe, where the checkpoint was; return the epochs that are done."""
+@dataclass(frozen=True)
+class Unpacked:
+    """What the trainer and the loop need to know of a checkpoint, beside what went into the session.
+
+    Attributes
+    ----------
+    epochs
+        Epochs that are done.
+    modules, groups
+        Of the model and its optimizer before a cut that is still pending; those of now if there is none.
+    """
+
+    epochs: int
+    modules: Modules
+    groups: Groups
+
+
+def unpack(checkpoint: Checkpoint, session: Session) -> Unpacked:
+    """Put a session, just prepared from the same recipe, where the checkpoint was."""
+    pending = checkpoint.values.get("loop", {}).get("pending") or checkpoint.values
+    leave(session.optimizer, take_out(session.model, map(_detour, pending["detours"])))
+    modules, groups = modules_of(session.model), groups_of(session.optimizer)
+    leave(session.optimizer, take_out(session.model, map(_detour, checkpoint.values["detours"])))
     restore(session.model, checkpoint.part("model/"), checkpoint.values["numbers"])
     saved = checkpoint.values["optimizer"]
     state = joined_state(checkpoint.part("optimizer/"), saved["state"])
@@ -46,7 +70,7 @@ def unpack(checkpoint: Checkpoint, session: Session) -> int:
     merged = [{**group, **kept} for group, kept in zip(groups, saved["param_groups"], strict=True)]
     session.optimizer.load_state_dict({"state": state, "param_groups": merged})
     session.schedule.load_state_dict(dict(checkpoint.values["schedule"]))
-    return int(checkpoint.values["epoch"])
+    return Unpacked(int(checkpoint.values["epoch"]), modules, groups)
 
 
 def pack_loop(loop: ClosedLoop) -> Checkpoint:
@@ -68,14 +92,18 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
         "pending": None,
     }
     if pending is not None:
-        state, plain = split_state(pending.optimizer)
-        tensors |= _under("pending/model", pending.tensors) | _under("pending/optimizer", state)
+        state, plain = split_state(pending.optimizer.state)
+        tensors |= _under("pending/model", pending.network.tensors) | _under("pending/optimizer", state)
         tensors |= _under("pending/flow", _flat(pending.moments))
-        values["pending"] = {"optimizer": plain, "numbers": dict(pending.numbers)}
+        values["pending"] = {
+            "optimizer": plain,
+            "numbers": dict(pending.network.numbers),
+            "detours": _plain(detours_among(pending.network.modules)),
+        }
     return Checkpoint(tensors, values)
 
 
-def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop) -> None:
+def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> None:
     """Put a loop, made before the session was unpacked, where the checkpoint was."""
     values, progress = checkpoint.values, loop.progress
     progress.controller = ControllerState.from_json(values["control"])
@@ -89,12 +117,21 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop) -> None:
     loop.scores.slopes = checkpoint.part("slope/")
     loop.look_again()
     if values["pending"] is not None:
+        tensors, kept = checkpoint.part("pending/model/"), values["pending"]
+        state = joined_state(checkpoint.part("pending/optimizer/"), kept["optimizer"])
         progress.pending = Pending(
-            checkpoint.part("pending/model/"),
-            joined_state(checkpoint.part("pending/optimizer/"), values["pending"]["optimizer"]),
+            Contents(tensors, kept["numbers"], session.modules),
+            Held(session.groups, state),
             _nested(checkpoint.part("pending/flow/")),
-            values["pending"]["numbers"],
         )
+
+
+def _plain(detours: Iterable[Detour]) -> list[dict[str, Any]]:
+    return [detour.to_json() for detour in detours]
+
+
+def _detour(plain: Mapping[str, Any]) -> Detour:
+    return Detour(**plain)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

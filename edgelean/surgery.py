@@ -50,7 +50,7 @@ class Operation:
 def operate(patient: Patient, plan: Plan, scores: Scores) -> Operation:
     """Apply a plan, the first process's in all of them, and check that the cut model obeys the law.
 
-    Channels are compared with the masked model, a truncated state space layer with its reduced system.
+    Channels and blocks are compared with the masked model, a truncated state space layer with its reduced system.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def operate(patient: Patient, plan: Plan, scores: Scores) -> Operation:
         If it does not, in any process. Nothing is taken back here.
     """
     bench, ranks, network = patient.bench, patient.ranks, patient.bench.model
-    channels, states = replace(plan, states={}), replace(plan, removals=(), scales=())
+    channels, states = replace(plan, states={}), replace(plan, removals=(), scales=(), detours=())
     whole, expected = ranks.together(lambda: (_outputs(bench), bench.expected(channels)))
     copies = [counterpart(each, network) for each in patient.followers if isinstance(each, nn.Module)]
     repairs = [
@@ -105,6 +105,8 @@ def _refit(
     repairs
         What is added to the network, first, and to each copy of it.
     """
+    # What read a removed unit inside of a removed block is gone, too.
+    repairs = [(each, {n: a for n, a in amounts.items() if n in tensors_of(each)}) for each, amounts in repairs]
     (network, amounts), *others = repairs
     before = cloned({name: tensors_of(network)[name] for name in amounts})
     refit.add(network, amounts, plan)

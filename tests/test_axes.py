@@ -47,7 +47,7 @@ def test_proved_axes_are_exact_when_all_of_them_are_halved(name):
     model, example = make(name)
     anatomy = dissect(model, example)
     anatomy = prove(model, anatomy, example).applied(anatomy)
-    assert {axis.name: axis.size for axis in anatomy.axes.values()} == WIDER[name][2]
+    assert {axis.name: axis.size for axis in anatomy.axes.values() if axis.kind != "blocks"} == WIDER[name][2]
     expected = law.Reference(model, trace(model, example), example).outputs(halved(anatomy))
     whole = law.outputs(model, tensors_of(model), example)
     apply(model, halved(anatomy))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgelean.shrink.axes import Anatomy, Axis
 
 SHOWN = 3
-"""So many coupled tensors stand in a cell of the table; all of them are in the JSON."""
+"""So many coupled tensors, or modules of a block, stand in a cell of the table; all of them are in the JSON."""
 
 
 def axes(
@@ -30,7 +30,7 @@ def axes(
     print_table(f"{len(rows)} axes", ("axis", "units", "each", "what goes with a unit", "code"), rows, firm=3)
     if anatomy.refused:
         print_table("Left alone", ("what", "why"), [(r.what, r.why) for r in anatomy.refused], firm=1)
-    typer.echo(f"With half of all units {100 * share:.0f} % of the parameters are left. Every axis was tried.")
+    typer.echo(f"With half of the units of every axis but the blocks {100 * share:.0f} % of the parameters are left. Every axis was tried.")
 
 
 def _anatomy(spec: str) -> tuple[Anatomy, float]:
@@ -52,10 +52,11 @@ def _anatomy(spec: str) -> tuple[Anatomy, float]:
 
 
 def _row(axis: Axis) -> tuple[str, ...]:
-    coupled = [f"{tensor}[{dim}]" for tensor, dim in axis.slots]
+    coupled = [f"{tensor}[{dim}]" for tensor, dim in axis.slots] + [detour.path for detour in axis.detours]
     more = f" and {len(coupled) - SHOWN} more" if len(coupled) > SHOWN else ""
     follows = ", ".join(dict.fromkeys(attribute.name for attribute in axis.attributes))
-    unit = "state" if axis.kind == "states" else f"{axis.width} wide" if axis.width > 1 else "1"
+    channel = f"{axis.width} wide" if axis.width > 1 else "1"
+    unit = {"states": "state", "blocks": "block"}.get(axis.kind, channel)
     return axis.name, str(axis.size), unit, ", ".join(coupled[:SHOWN]) + more, follows
 
 
@@ -71,6 +72,7 @@ def _as_json(anatomy: Anatomy, share: float) -> dict[str, Any]:
                     {"tensor": tensor, "dim": dim, "elements": elements.shape[1]}
                     for (tensor, dim), elements in axis.slots.items()
                 ],
+                "modules": [detour.to_json() for detour in axis.detours],
                 "read_by": [path for path, _ in axis.readers],
                 "code": [attribute.key() for attribute in axis.attributes],
             }

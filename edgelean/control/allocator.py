@@ -62,7 +62,7 @@ class Choice:
     step
         Kept counts below `size` are multiples of this.
     floor
-        Fewest units that must stay.
+        Fewest units that must stay; 0 for what may go as a whole.
     prices
         ``prices[k]`` is the predicted loss in nats of removing the k cheapest units; starts at 0 and never falls.
 
@@ -79,10 +79,9 @@ class Choice:
     prices: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.step < 1 or self.floor < 1:
-            raise InputError(
-                f"Axis {self.axis}: size {self.size}, step {self.step} and floor {self.floor} must be 1 or more."
-            )
+        if self.size < 1 or self.step < 1 or self.floor < 0:
+            found = f"size {self.size}, step {self.step} and floor {self.floor}"
+            raise InputError(f"Axis {self.axis}: size and step must be 1 or more, the floor 0 or more; found {found}.")
         needed = self.size - self.levels[-1] + 1
         if len(self.prices) < needed:
             raise InputError(f"Axis {self.axis}: {needed} prices are needed, and {len(self.prices)} were given.")

@@ -86,10 +86,13 @@ def _translate(model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset:
     """Trace and translate; raises whatever torch raises."""
     import torch
 
+    from edgelean.shrink.blocks import without_idle_sums
+
     free = torch.export.Dim(BATCH, min=1)
     # Tracing here and not inside torch.onnx.export keeps the first error: that function would try two more ways to
     # trace, each taking seconds, before it gives up.
-    program = torch.export.export(model, example, dynamic_shapes=tuple({0: free} for _ in example))
+    traced = torch.export.export(model, example, dynamic_shapes=tuple({0: free} for _ in example))
+    program = without_idle_sums(traced)
     translated = torch.onnx.export(
         program,
         example,

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from edgelean.nn import LRU
 from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Attribute
+from edgelean.shrink.blocks import Block
+from edgelean.shrink.bypass import Detour
 from edgelean.shrink.structure import Structure, structure_of
 from edgelean.shrink.trace import Trace, trace
 
@@ -31,6 +33,7 @@ class Axis:
         The module that makes the units; the same for every trace of one model.
     kind
         ``"channels"``: any unit can go. ``"states"``: of a linear recurrent unit, cut by balanced truncation.
+        ``"blocks"``: one residual branch, which goes as a whole or not at all.
     size
         How many units there are.
     slots
@@ -41,15 +44,22 @@ class Axis:
         Elements that a unit has where it is made: 1 for a channel, the places within it for a head.
     attributes
         Numbers in the model's code that shrink along with it.
+    detours
+        The modules that are replaced when a block goes, in the order of execution; none for all others.
     """
 
     name: str
-    kind: Literal["channels", "states"]
+    kind: Literal["channels", "states", "blocks"]
     size: int
     slots: Mapping[Slot, NDArray[np.int64]]
     readers: tuple[tuple[str, Slot], ...] = ()
     width: int = 1
     attributes: tuple[Attribute, ...] = ()
+    detours: tuple[Detour, ...] = ()
+
+    def least(self, elements: int) -> int:
+        """Return the fewest units that may stay where so many elements have to; of a block, none."""
+        return 0 if self.kind == "blocks" else min(self.size, max(1, elements // self.width))
 
     def module(self) -> str:
         """Return the path of the module whose output (or whose states) the units are."""
@@ -80,6 +90,8 @@ class Anatomy:
         The axes over which some operator takes statistics: their law needs the masked graph.
     norms
         For each module whose output goes through batch norm, and nowhere else, the module of that norm.
+    blocks
+        Residual branches. They become axes when it is proved how they can be taken out.
     """
 
     axes: Mapping[str, Axis]
@@ -87,6 +99,7 @@ class Anatomy:
     structure: Structure
     norms: Mapping[str, str]
     statistics: frozenset[str] = frozenset()
+    blocks: tuple[Block, ...] = ()
 
 
 def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
@@ -109,7 +122,7 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
     statistics = frozenset(roots[atom][0] for atom in found.over() if atom in roots)
     by_name = {axis.name: axis for axis, _ in axes}
-    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics)
+    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics, found.blocks())
 
 
 def _norms(found: Trace) -> dict[str, str]:

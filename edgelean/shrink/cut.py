@@ -15,18 +15,23 @@ from edgelean.nn import LRU
 from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Numbers, numbers_of, set_numbers
 from edgelean.shrink.balance import Reduction, measured_gramians, truncate
+from edgelean.shrink.bypass import Modules, modules_of, put_in, take_out
 from edgelean.shrink.followers import (
     Follower,
+    Groups,
     Keep,
     Optimizer,
     Part,
     State,
     counterpart,
     cut_state,
+    groups_of,
+    leave,
     load_state,
     named_tensors,
     restart,
     saved_state,
+    set_groups,
     sliced,
 )
 from edgelean.shrink.modules import align, follow
@@ -68,7 +73,8 @@ def apply(model: nn.Module, plan: Plan, *followers: Follower, read: Mapping[str,
         or compiled: names in the plan are those of the network inside.
     followers
         Optimizers, whose state is cut along, and copies of the model such as an average of it. The state of truncated
-        state space layers, whose basis changes, is dropped, and copies of them become what the layer is.
+        state space layers, whose basis changes, is dropped, and copies of them become what the layer is. The parameters
+        of a block that goes leave the groups of the optimizers.
     read
         Sequences that state space layers read, by the path of the layer, ``[batch, time, width]``: states are then
         balanced for what really arrives; without them for white noise.
@@ -90,13 +96,15 @@ def apply(model: nn.Module, plan: Plan, *followers: Follower, read: Mapping[str,
     for each in (network, *copies):
         follow(freed(each), plan)
         align(each)
+        gone = take_out(each, plan.detours)
+        notes += [note for optimizer in optimizers for note in leave(optimizer, gone)]
     reductions = {
         path: _reduce(state_layer(network, path), states, (read or {}).get(path))
         for path, states in plan.states.items()
     }
     for path in reductions:
         notes += _begin_anew(path, network, optimizers, copies)
-    if kept or reductions:
+    if kept or reductions or plan.detours:
         torch.clear_autocast_cache()
         notes += [note for each in (model, *modules) for note in rewire(each)]
     return Applied(reductions, tuple(dict.fromkeys(notes)))
@@ -199,7 +207,12 @@ def replace_data(tensor: Tensor, data: Tensor) -> None:
     tensor.data = data
 
 
-def restore(model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[str, int] | None = None) -> None:
+def restore(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, int] | None = None,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> None:
     """Give a model the contents of `tensors_of` of the same model at another time, whatever the shapes were.
 
     Parameters
@@ -208,6 +221,8 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[st
         It may be wrapped for several processes or compiled: names are those of the network inside.
     numbers
         Of `numbers_of` at that time.
+    modules
+        Of `modules_of` at that time.
 
     Raises
     ------
@@ -215,6 +230,7 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[st
         If the names do not belong to this model.
     """
     network = unwrapped(model)
+    returned = put_in(network, modules or {})
     named = tensors_of(network)
     unknown = sorted(set(named) ^ set(tensors))
     if unknown:
@@ -230,7 +246,7 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[st
     set_numbers(freed(network), numbers or {})
     refresh(network)
     align(network)
-    if other:
+    if other or returned:
         torch.clear_autocast_cache()
         rewire(model)
 
@@ -241,23 +257,40 @@ def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 class Contents(NamedTuple):
-    """What a cut changes in a module, apart from gradients."""
+    """What a cut changes in a module, apart from gradients. The modules are those themselves, the tensors copies."""
 
     tensors: Tensors
     numbers: Numbers
+    modules: Modules
 
 
-def saved(follower: Follower) -> Contents | State:
-    """Return a copy of what a cut changes in an optimizer or a module."""
-    if isinstance(follower, Optimizer):
-        return saved_state(follower)
-    network = unwrapped(follower)
-    return Contents(cloned(tensors_of(network)), numbers_of(network))
+class Held(NamedTuple):
+    """What a cut changes in an optimizer. The parameters are those themselves, the state is a copy."""
+
+    groups: Groups
+    state: State
 
 
-def put_back(follower: Follower, before: Contents | State) -> None:
+def saved(follower: Follower) -> Contents | Held:
+    """Return what a cut changes in an optimizer or a module."""
+    return saved_optimizer(follower) if isinstance(follower, Optimizer) else saved_model(follower)
+
+
+def saved_optimizer(optimizer: Optimizer) -> Held:
+    """Return what a cut changes in an optimizer."""
+    return Held(groups_of(optimizer), saved_state(optimizer))
+
+
+def saved_model(model: nn.Module) -> Contents:
+    """Return what a cut changes in a model, or in a copy of one."""
+    network = unwrapped(model)
+    return Contents(cloned(tensors_of(network)), numbers_of(network), modules_of(network))
+
+
+def put_back(follower: Follower, before: Contents | Held) -> None:
     """Give an optimizer or a module what `saved` returned of it."""
-    if isinstance(follower, Optimizer) and not isinstance(before, Contents):
-        load_state(follower, before)
+    if isinstance(follower, Optimizer) and isinstance(before, Held):
+        set_groups(follower, before.groups)
+        load_state(follower, before.state)
     elif isinstance(follower, nn.Module) and isinstance(before, Contents):
-        restore(follower, before.tensors, before.numbers)
+        restore(follower, before.tensors, before.numbers, before.modules)

@@ -18,7 +18,7 @@ What is exact, and what is not, when training goes on after a cut:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ def cut_state(optimizer: Optimizer, parts: Sequence[Part]) -> list[str]:
         What a person should know: state that was dropped.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
-        return _cut_history(optimizer, parts)
+        return _cut_history(optimizer, {part.tensor: part.keep for part in parts})
     notes = []
     for part in parts:
         entry = optimizer.state.get(part.tensor)
@@ -160,17 +160,24 @@ def _shares(entry: Entry, places: Mapping[str, tuple[int, ...] | None], keep: Ke
                 yield key, torch.where(mean > 0, share, 1.0)
 
 
-def _cut_history(optimizer: torch.optim.LBFGS, parts: Sequence[Part]) -> list[str]:
-    """Cut the flat vectors of LBFGS, and compute anew what it has derived from them."""
+def _cut_history(optimizer: torch.optim.LBFGS, keep: Mapping[Tensor, Keep], gone: Collection[Tensor] = ()) -> list[str]:
+    """Cut the flat vectors of LBFGS, and compute anew what it has derived from them.
+
+    Parameters
+    ----------
+    keep
+        What stays of the parameters of which something goes.
+    gone
+        Parameters of which nothing stays.
+    """
     parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-    keep = {part.tensor: part.keep for part in parts}
     state = optimizer.state.get(parameters[0])
-    if not any(parameter in keep for parameter in parameters):
+    if not any(parameter in keep or parameter in gone for parameter in parameters):
         return []
     optimizer._numel_cache = None
     if not state or "d" not in state:
         return []
-    left = _flat_indices(parameters, keep)
+    left = _flat_indices(parameters, keep, gone)
     pairs = [(y[left], s[left]) for y, s in zip(state["old_dirs"], state["old_stps"], strict=True)]
     pairs = [(y, s) for y, s in pairs if y.dot(s) > CURVATURE]
     if not pairs:
@@ -187,13 +194,14 @@ def _cut_history(optimizer: torch.optim.LBFGS, parts: Sequence[Part]) -> list[st
     return [f"LBFGS dropped {dropped} of {dropped + len(pairs)} pairs of its history"] if dropped else []
 
 
-def _flat_indices(parameters: Iterable[Tensor], keep: Mapping[Tensor, Keep]) -> Tensor:
+def _flat_indices(parameters: Iterable[Tensor], keep: Mapping[Tensor, Keep], gone: Collection[Tensor]) -> Tensor:
     """Return which elements stay of all parameters one after the other; complex ones count twice."""
     pieces, start = [], 0
     for parameter in parameters:
         real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
         numbers = torch.arange(start, start + real.numel(), device=real.device).view(real.shape)
-        pieces.append(sliced(numbers, keep.get(parameter, {})).flatten())
+        if parameter not in gone:
+            pieces.append(sliced(numbers, keep.get(parameter, {})).flatten())
         start += real.numel()
     return torch.cat(pieces)
 
@@ -211,6 +219,46 @@ def restart(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         if entry and isinstance(optimizer, torch.optim.Adagrad):  # torch 2.9 makes it when it is built, and never again
             total = torch.full_like(parameter, optimizer.defaults["initial_accumulator_value"], requires_grad=False)
             optimizer.state[parameter] = {"step": torch.zeros_like(entry["step"]), "sum": total}
+
+
+def leave(optimizer: Optimizer, gone: Sequence[Tensor]) -> list[str]:
+    """Make an optimizer forget parameters that are no longer in the model: its groups, and its state.
+
+    Returns
+    -------
+    list
+        What a person should know: state of other parameters that was dropped.
+    """
+    lost = set(gone) & set(_parameters(optimizer))
+    notes: list[str] = []
+    if isinstance(optimizer, torch.optim.LBFGS) and lost:
+        first = optimizer.param_groups[0]["params"][0]
+        notes = _cut_history(optimizer, {}, lost)
+        whole = optimizer.state.pop(first, {})
+    for group in optimizer.param_groups:
+        group["params"][:] = [parameter for parameter in group["params"] if parameter not in lost]
+    if isinstance(optimizer, torch.optim.LBFGS) and lost:
+        optimizer.state[optimizer.param_groups[0]["params"][0]] = whole
+    for parameter in lost:
+        optimizer.state.pop(parameter, None)
+    return notes
+
+
+Groups = tuple[tuple[Tensor, ...], ...]
+"""The parameters of each group of an optimizer."""
+
+
+def groups_of(optimizer: Optimizer) -> Groups:
+    """Return the parameters of each group."""
+    return tuple(tuple(group["params"]) for group in optimizer.param_groups)
+
+
+def set_groups(optimizer: Optimizer, groups: Groups) -> None:
+    """Give the groups of an optimizer the parameters that they had."""
+    for group, parameters in zip(optimizer.param_groups, groups, strict=True):
+        group["params"][:] = parameters
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer._numel_cache = None
 
 
 def saved_state(optimizer: Optimizer) -> State:

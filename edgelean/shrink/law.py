@@ -15,12 +15,21 @@ from edgelean.errors import LawError
 from edgelean.nn import LRU, DiagonalSystem
 from edgelean.shrink.attributes import numbers_of, set_numbers
 from edgelean.shrink.balance import Reduction
+from edgelean.shrink.bypass import without
 from edgelean.shrink.cut import kept_of, tensors_of
 from edgelean.shrink.followers import named_tensors, sliced
 from edgelean.shrink.modules import align, follow
 from edgelean.shrink.parametrized import gains
 from edgelean.shrink.plan import Plan
-from edgelean.shrink.reference import casts_to_single, double, doubled, graph_outputs, leaves, removed_atoms
+from edgelean.shrink.reference import (
+    casts_to_single,
+    double,
+    doubled,
+    graph_outputs,
+    leaves,
+    removed_atoms,
+    removed_branches,
+)
 from edgelean.shrink.trace import Trace
 
 TOLERANCE = 1e-7
@@ -107,23 +116,24 @@ def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list
         If it would not run.
     """
     kept, whole = kept_of(model, plan), _contents(model)
-    contents = {name: sliced(tensor.detach(), kept.get(name, {})) for name, tensor in tensors_of(model).items()}
+    contents = {name: sliced(tensor, kept.get(name, {})) for name, tensor in whole.items()}
     contents |= gains(model, whole, contents, kept)
     with _following(model, plan):
-        return outputs(model, contents, probe)
+        return outputs(model, {name: contents[name] for name in tensors_of(model)}, probe)
 
 
 def misfit(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> str:
     """Return why a model's code would not run if a plan were applied, empty if it would; only shapes are computed."""
     kept = kept_of(model, plan)
     contents = {}
-    for name, tensor in tensors_of(model).items():
-        left = {dim: len(indices) for dim, indices in kept.get(name, {}).items()}
-        shape = [left.get(dim, size) for dim, size in enumerate(tensor.shape)]
+    for name, tensor in named_tensors(model).items():
+        sizes = {dim: len(indices) for dim, indices in kept.get(name, {}).items()}
+        shape = [sizes.get(dim, size) for dim, size in enumerate(tensor.shape)]
         contents[name] = torch.empty(shape, dtype=tensor.dtype, device="meta")
     with _following(model, plan):
+        left = {name: contents[name] for name in tensors_of(model)}
         try:
-            _evaluated(model, lambda: _run(model, contents, tuple(x.to("meta") for x in probe)))
+            _evaluated(model, lambda: _run(model, left, tuple(x.to("meta") for x in probe)))
         except LawError as error:
             return str(error)
     return ""
@@ -131,11 +141,12 @@ def misfit(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> str:
 
 @contextmanager
 def _following(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """Let the numbers in a model's code follow a plan, for a while."""
+    """Let a model's code follow a plan, for a while: its numbers, and the modules that go."""
     before = numbers_of(model)
     follow(model, plan)
     try:
-        yield
+        with without(model, plan.detours):
+            yield
     finally:
         set_numbers(model, before)
 
@@ -143,7 +154,8 @@ def _following(model: nn.Module, plan: Plan) -> Iterator[None]:
 class Reference:
     """What cut versions of one model have to compute, on one probe.
 
-    Where a plan touches no statistics, that is the model itself with masked contents, else the masked graph.
+    Where a plan touches neither statistics nor blocks, that is the model itself with masked contents, else the masked
+    graph.
 
     Attributes
     ----------
@@ -158,10 +170,10 @@ class Reference:
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to."""
         contents = masked(self._model, plan)
-        atoms = removed_atoms(self._found, plan)
-        if not atoms.isdisjoint(self._found.over()):
+        atoms, branches = removed_atoms(self._found, plan), removed_branches(self._found, plan)
+        if branches or not atoms.isdisjoint(self._found.over()):
             try:
-                return graph_outputs(self._found, atoms, contents, self._probe)
+                return graph_outputs(self._found, atoms, contents, self._probe, branches)
             except FAILURES as error:
                 raise LawError(f"the masked graph does not run: {str(error).splitlines()[0]}") from None
         return outputs(self._model, contents, self._probe)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgelean.shrink.axes import Anatomy
+from edgelean.shrink.axes import Anatomy, Axis
+from edgelean.shrink.bypass import Detour
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Plan:
         Loss that the cut is predicted to cost.
     scales
         Numbers in the model's code that follow.
+    detours
+        Modules that are replaced because the block that they are in goes.
     """
 
     cuts: tuple[AxisCut, ...]
@@ -65,6 +68,7 @@ class Plan:
     states: Mapping[str, int]
     nats: float
     scales: tuple[Scale, ...] = ()
+    detours: tuple[Detour, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""
@@ -79,6 +83,7 @@ class Plan:
             states=dict(plain["states"]),
             nats=float(plain["nats"]),
             scales=tuple(Scale(**scale) for scale in plain["scales"]),
+            detours=tuple(Detour(**detour) for detour in plain["detours"]),
         )
 
 
@@ -90,15 +95,20 @@ def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Seq
     keep
         Units to keep; axes that are not named, or keep all, are left alone.
     order
-        For each axis of channels its units, the least valuable first.
+        For each axis of channels its units, the least valuable first. Axes inside a block that goes are left alone.
     nats
         Predicted loss of the whole plan.
     """
     cuts, states, scales = [], {}, []
+    blocks = [axis for name, kept in keep.items() if kept == 0 and (axis := anatomy.axes[name]).kind == "blocks"]
+    detours = tuple(dict.fromkeys(detour for block in blocks for detour in block.detours))
     removals: dict[tuple[str, int], list[int]] = defaultdict(list)
     for name, kept in keep.items():
         axis = anatomy.axes[name]
-        if kept >= axis.size:
+        if kept >= axis.size or (axis.slots and _inside(axis, detours)):
+            continue
+        if axis.kind == "blocks":
+            cuts.append(AxisCut(name, axis.kind, axis.size, kept, ()))
             continue
         if axis.kind == "states":
             states[axis.module()] = kept
@@ -115,4 +125,11 @@ def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Seq
         states,
         nats,
         tuple(scales),
+        detours,
     )
+
+
+def _inside(axis: Axis, detours: Sequence[Detour]) -> bool:
+    """Tell whether all that an axis is made of goes with modules that are replaced."""
+    gone = tuple(f"{detour.path}." for detour in detours)
+    return all(tensor.startswith(gone) for tensor, _ in axis.slots)

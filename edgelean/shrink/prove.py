@@ -23,6 +23,7 @@ from edgelean.shrink import law
 from edgelean.shrink.attributes import Attribute, candidates, likely_sizes, possible_sizes
 from edgelean.shrink.axes import Anatomy, Axis, Refusal
 from edgelean.shrink.plan import Plan, make_plan
+from edgelean.shrink.prove_blocks import BlockProof, prove_blocks
 from edgelean.shrink.trace import trace
 
 MOST_TRIALS = 96
@@ -40,14 +41,17 @@ class Proof:
         By the name of an axis, the axis that it is a part of.
     refused
         By the name of an axis, why it is left alone.
+    blocks
+        The same about residual branches.
     """
 
     attributes: Mapping[str, tuple[Attribute, ...]] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    blocks: BlockProof = field(default_factory=BlockProof)
 
     def applied(self, anatomy: Anatomy) -> Anatomy:
-        """Return an anatomy with what was proved: numbers that follow, axes tied, axes refused."""
+        """Return an anatomy with what was proved: numbers that follow, axes tied, axes refused, blocks that can go."""
         axes = {name: replace(axis, attributes=self.attributes.get(name, ())) for name, axis in anatomy.axes.items()}
         for name, first in self.ties.items():
             if name in axes and first in axes:
@@ -56,7 +60,13 @@ class Proof:
             {name: first for name, first in self.ties.items() if name in anatomy.axes and first in anatomy.axes}
         )
         refusals = [Refusal(name, why) for name, why in self.refused.items() if axes.pop(name, None) is not None]
-        return replace(anatomy, axes=axes, refused=(*anatomy.refused, *refusals), structure=structure)
+        blocks, same, left_alone = self.blocks.applied(anatomy)
+        return replace(
+            anatomy,
+            axes={**axes, **blocks},
+            refused=(*anatomy.refused, *refusals, *left_alone),
+            structure=structure.with_blocks(same),
+        )
 
 
 def prove(model: nn.Module, anatomy: Anatomy, probe: tuple[Tensor, ...]) -> Proof:
@@ -82,7 +92,8 @@ def prove(model: nn.Module, anatomy: Anatomy, probe: tuple[Tensor, ...]) -> Proo
     ties = _ties(bench, [anatomy.axes[name] for name in refused], attributes)
     for name in (*ties, *ties.values()):
         refused.pop(name, None)
-    return _all_together(bench, Proof(attributes, ties, refused))
+    blocks = prove_blocks(model, anatomy.blocks, bench.reference, probe)
+    return _all_together(bench, Proof(attributes, ties, refused, blocks))
 
 
 class _Bench:

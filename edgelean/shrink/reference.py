@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.nn import functional
 
+from edgelean.errors import InputError
 from edgelean.shrink.labels import Value
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.rules.reductions import REDUCTIONS, reduced_dims
@@ -33,7 +34,11 @@ def casts_to_single(found: Trace) -> bool:
 
 
 def graph_outputs(
-    found: Trace, atoms: frozenset[int], contents: Mapping[str, Tensor], probe: tuple[Tensor, ...]
+    found: Trace,
+    atoms: frozenset[int],
+    contents: Mapping[str, Tensor],
+    probe: tuple[Tensor, ...],
+    branches: frozenset[str] = frozenset(),
 ) -> list[Tensor]:
     """Run a graph on masked contents, with statistics over the units that are kept.
 
@@ -45,9 +50,11 @@ def graph_outputs(
         The units that are gone.
     contents
         Parameters and buffers of the uncut model, masked.
+    branches
+        Tensors of the graph that are zeros, whatever they are made of.
     """
     with torch.no_grad():
-        return _Masked(found, atoms).outputs({name: double(value) for name, value in contents.items()}, probe)
+        return _Masked(found, atoms, branches).outputs({name: double(value) for name, value in contents.items()}, probe)
 
 
 def removed_atoms(found: Trace, plan: Plan) -> frozenset[int]:
@@ -59,6 +66,22 @@ def removed_atoms(found: Trace, plan: Plan) -> frozenset[int]:
             for atom in found.labels.atoms(label):
                 gone[atom] = gone.get(atom, True) and index in set(removal.indices)
     return frozenset(atom for atom, all_of_it in gone.items() if all_of_it)
+
+
+def removed_branches(found: Trace, plan: Plan) -> frozenset[str]:
+    """Return the tensors of the graph that the blocks which a plan removes would add.
+
+    Raises
+    ------
+    InputError
+        If the graph has no such block.
+    """
+    names = [cut.axis for cut in plan.cuts if cut.kind == "blocks"]
+    known = {block.name: block.branch for block in found.blocks()} if names else {}
+    unknown = sorted(set(names) - known.keys())
+    if unknown:
+        raise InputError(f"the plan is of another model: there is no block {', '.join(unknown)}")
+    return frozenset(known[name] for name in names)
 
 
 def _gone(found: Trace, value: Value | None, atoms: frozenset[int]) -> dict[int, list[int]]:
@@ -73,9 +96,9 @@ def _gone(found: Trace, value: Value | None, atoms: frozenset[int]) -> dict[int,
 
 
 class _Masked(Interpreter):
-    def __init__(self, found: Trace, atoms: frozenset[int]) -> None:
+    def __init__(self, found: Trace, atoms: frozenset[int], branches: frozenset[str]) -> None:
         super().__init__(found.program.graph_module)
-        self._found, self._atoms = found, atoms
+        self._found, self._atoms, self._branches = found, atoms, branches
 
     def outputs(self, contents: Mapping[str, Tensor], probe: tuple[Tensor, ...]) -> list[Tensor]:
         signature, given, inputs = self._found.program.graph_signature, iter(probe), []
@@ -91,6 +114,10 @@ class _Masked(Interpreter):
         return leaves(self.run(*inputs))
 
     def run_node(self, node: Node) -> Any:
+        result = self._computed(node)
+        return torch.zeros_like(result) if node.name in self._branches else result
+
+    def _computed(self, node: Node) -> Any:
         operator = str(getattr(node.target, "_opname", ""))
         if operator in CASTS and node.meta["val"].dtype == torch.float32:
             arguments, _ = self.fetch_args_kwargs_from_env(node)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from edgelean.nn import LRU
 from edgelean.shrink.axes import Axis
 from edgelean.shrink.balance import hankel_singular_values, measured_gramians, measured_prices
+from edgelean.shrink.block_prices import price_of, watch_block
 from edgelean.shrink.cut import state_layer
 from edgelean.shrink.plan import Plan
 
@@ -111,6 +113,9 @@ class Scores:
     def watch(self, model: nn.Module, axes: Mapping[str, Axis]) -> None:
         """Put hooks on every module that reads an axis of channels or holds an axis of states."""
         self._handles.append(model.register_forward_pre_hook(self._count))
+        for axis in (axis for axis in axes.values() if axis.kind == "blocks"):
+            take = partial(self.flows.setdefault(axis.name, Flow()).blend, "fisher")
+            self._handles.append(watch_block(model, axis, self._observed, take))
         for path in dict.fromkeys(path for axis in axes.values() for path, _ in axis.readers):
             module = model.get_submodule(path)
             flow = self.flows.setdefault(path, Flow())
@@ -130,6 +135,9 @@ class Scores:
             return
         tensors = [x for x in arguments if isinstance(x, Tensor) and x.ndim]
         self._samples = len(tensors[0]) if tensors else self._samples
+
+    def _observed(self, module: nn.Module) -> int:
+        return self._samples if self.active and module.training else 0
 
     def observe_gradients(self, model: nn.Module, axes: Mapping[str, Axis]) -> None:
         """Take what the gradients of a step say about readers whose inputs no hook sees."""
@@ -177,7 +185,9 @@ class Scores:
         return hook
 
     def unit_prices(self, axis: Axis) -> Tensor | None:
-        """Return the price of each unit of an axis of channels, ``[size]`` in nats; None before any observation."""
+        """Return the price of each unit of an axis, ``[size]`` in nats; None before any observation, and for states."""
+        if axis.kind == "blocks":
+            return price_of(self.flows.get(axis.name, Flow()).fisher)
         total = torch.zeros(axis.size, dtype=torch.float64)
         seen = False
         for path, slot in axis.readers:

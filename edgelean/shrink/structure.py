@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from edgelean.board.cost import Detail, Node, Operator, convolution_form, fuse, unfused
 from edgelean.board.model import Form
 from edgelean.shrink.labels import Dimension, Labels, Value
 from edgelean.shrink.rules import Extent
+from edgelean.shrink.shorten import read_by, shortened
 from edgelean.shrink.trace import Step, Trace
 
 Size = tuple[tuple[float, tuple[str, ...]], ...]
@@ -21,6 +23,9 @@ Product = tuple[float, tuple[Size, ...]]
 
 Sum = tuple[float, tuple[Product, ...]]
 """A fixed number plus products that depend on the axes."""
+
+Same = tuple[str, str]
+"""Two tensors of the graph of which the first is the same as the second."""
 
 EXPONENTIALS: Mapping[str, float] = {
     **dict.fromkeys(("celu", "cos", "elu", "elu_", "exp", "expm1", "hardswish", "hardswish_", "log", "pow"), 1.0),
@@ -75,6 +80,13 @@ class Group:
     heavy: Sum
 
 
+class Parts(NamedTuple):
+    """What a model launches and stores."""
+
+    groups: tuple[Group, ...]
+    tensors: tuple[tuple[Size, ...], ...]
+
+
 @dataclass(frozen=True)
 class Structure:
     """What a model costs to store and to run, for any number of units kept.
@@ -83,24 +95,32 @@ class Structure:
     ----------
     full
         Units of each axis as traced.
+    parts
+        What is launched and stored when some tensors of the graph are the same as others.
     ties
         By the name of an axis that goes together with another, that other one.
+    blocks
+        By the name of a block, a tensor of the graph and the one that it is the same as when the block is gone.
     """
 
     full: Mapping[str, int]
-    groups: tuple[Group, ...]
-    tensors: Mapping[str, tuple[Size, ...]]
+    parts: Callable[[frozenset[Same]], Parts]
     batch: int
     ties: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, Same] = field(default_factory=dict)
 
     def tied(self, ties: Mapping[str, str]) -> Structure:
         """Return the structure in which some axes shrink as others do."""
         return replace(self, ties=ties)
 
+    def with_blocks(self, blocks: Mapping[str, Same]) -> Structure:
+        """Return the structure in which some blocks can go."""
+        return replace(self, blocks=blocks, full={**self.full, **dict.fromkeys(blocks, 1)})
+
     def operators(self, keep: Mapping[str, int]) -> tuple[Operator, ...]:
         """Return the launched operators of the model that keeps so many units of each axis."""
         units = self._units(keep)
-        return tuple(_operator(group, units) for group in self.groups)
+        return tuple(_operator(group, units) for group in self._left(keep).groups)
 
     def macs(self, keep: Mapping[str, int]) -> int:
         """Return the multiply-accumulates of one inference (one sample)."""
@@ -109,7 +129,10 @@ class Structure:
     def parameters(self, keep: Mapping[str, int]) -> int:
         """Return the number of elements of all parameters and buffers that the graph reads."""
         units = self._units(keep)
-        return round(_sum(_total(self.tensors.values()), units))
+        return round(_sum(_total(self._left(keep).tensors), units))
+
+    def _left(self, keep: Mapping[str, int]) -> Parts:
+        return self.parts(frozenset(same for name, same in self.blocks.items() if keep.get(name) == 0))
 
     def _units(self, keep: Mapping[str, int]) -> dict[str, float]:
         units: dict[str, float] = {**self.full, **keep}
@@ -126,16 +149,39 @@ def structure_of(found: Trace, roots: Mapping[int, tuple[str, int]]) -> Structur
     roots
         For every removable unit (a root label) the axis it belongs to, and how many units that has.
     """
-    steps = found.steps
-    nodes = [_node(step) for step in steps]
-    sizes = _Sizes(found.labels, roots)
-    values = dict(found.values)
-    for step in steps:
-        values.setdefault(step.name, step.flow.outputs[0])
-    groups = tuple(_group([steps[i] for i in members], values, sizes) for members in fuse(nodes))
-    tensors = {name: sizes.of_value(value) for name, value in found.tensors.items()}
     batch = next((value.shape[0] for value in found.values.values() if not value.constant and value.shape), 1)
-    return Structure(dict(roots.values()), groups, tensors, batch)
+    return Structure(dict(roots.values()), _Shortened(found, _Sizes(found.labels, roots)).parts, batch)
+
+
+class _Shortened:
+    """The graph with and without its blocks; what was worked out once is kept."""
+
+    def __init__(self, found: Trace, sizes: _Sizes) -> None:
+        self._steps, self._outputs, self._idle = found.steps, found.outputs, found.idle
+        self._names, self._tensors, self._sizes = found.names, found.tensors, sizes
+        self._values = dict(found.values)
+        for step in found.steps:
+            self._values.setdefault(step.name, step.flow.outputs[0])
+        self._groups: dict[tuple[tuple[str, tuple[str, ...]], ...], Group] = {}
+        self._parts: dict[frozenset[Same], Parts] = {}
+
+    def parts(self, same: frozenset[Same]) -> Parts:
+        if same not in self._parts:
+            steps = shortened(self._steps, self._outputs, {**self._idle, **dict(same)})
+            nodes = [_node(step) for step in steps]
+            groups = tuple(self._group([steps[i] for i in members]) for members in fuse(nodes))
+            self._parts[same] = Parts(groups, self._stored(steps))
+        return self._parts[same]
+
+    def _group(self, steps: list[Step]) -> Group:
+        key = tuple((step.name, step.inputs) for step in steps)
+        if key not in self._groups:
+            self._groups[key] = _group(steps, self._values, self._sizes)
+        return self._groups[key]
+
+    def _stored(self, steps: Sequence[Step]) -> tuple[tuple[Size, ...], ...]:
+        read = {self._names.get(name) for name in read_by(steps) | self._outputs}
+        return tuple(self._sizes.of_value(value) for name, value in self._tensors.items() if name in read)
 
 
 class _Sizes:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node as GraphNode
 
 from edgelean.errors import InputError
+from edgelean.shrink.blocks import Block, find_blocks, idle_sums
 from edgelean.shrink.labels import Labels, Value
 from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
 
@@ -47,6 +48,10 @@ class Trace:
         The graph itself.
     reads
         Dimensions of parameters along which an operator sums what it reads.
+    outputs
+        What the model returns.
+    idle
+        Sums that add zeros to a tensor, each with that tensor: where a block was.
     """
 
     labels: Labels
@@ -56,6 +61,16 @@ class Trace:
     names: Mapping[str, str]
     program: torch.export.ExportedProgram
     reads: tuple[tuple[str, int], ...]
+    outputs: frozenset[str]
+    idle: Mapping[str, str]
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Return the residual branches, in the order of execution."""
+        return find_blocks(self.program.graph, self.names)
+
+    def source(self, name: str) -> str:
+        """Return the operator that makes a tensor, which may be one of several that it makes."""
+        return _root_name(next(node for node in self.program.graph.nodes if node.name == name))
 
     def over(self) -> set[int]:
         """Return the units over which operators take statistics."""
@@ -104,7 +119,9 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
             if isinstance(part, Value):
                 labels.freeze_all(part, "it is an output of the model")
     flat = {name: value for name, value in values.items() if isinstance(value, Value)}
-    return Trace(labels, tensors, flat, tuple(steps), names, program, _reads(program, names))
+    reads, outputs = _reads(program, names), frozenset(map(_root_name, program.graph.output_node().all_input_nodes))
+    idle = {total.name: _root_name(stream) for total, stream in idle_sums(program.graph).items()}
+    return Trace(labels, tensors, flat, tuple(steps), names, program, reads, outputs, idle)
 
 
 def _reads(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
