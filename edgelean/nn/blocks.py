@@ -118,7 +118,7 @@ class SequenceClassifier(nn.Module):
         self.encoder, self.blocks, self.head, self.pooling = encoder, nn.ModuleList(blocks), head, pooling
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map sequences ``[batch, time, ...]`` to ``[batch, answers]``, or ``[batch, time, answers]`` without pooling."""
+        """Map ``[batch, time, ...]`` to ``[batch, answers]``; without pooling to ``[batch, time, answers]``."""
         x = self.encoder(inputs)
         for block in self.blocks:
             x = block(x)
@@ -166,10 +166,10 @@ class SequenceRegressor(SequenceClassifier):
 
 
 class StepForm(nn.Module):
-    """The step of a model as a forward over tensors only: what is exported for streams.
+    """The step of a model as a forward of tensors: what is exported for streams.
 
-    ``forward(inputs, *state)`` returns the outputs and the new state, all with the batch as dimension 0. Zeros are the
-    state at the start.
+    ``forward(inputs, state)`` returns the outputs and the new state, with the batch as dimension 0. All that the model
+    remembers is side by side in one tensor ``[batch, size]``; zeros are the start of a sequence.
 
     Parameters
     ----------
@@ -189,27 +189,35 @@ class StepForm(nn.Module):
         self.model = model
         with torch.no_grad():
             _, state = _step_of(model)(inputs, None)
-        self._like = state
-        self._shapes = [part.shape[1:] for part in _flat(state)]
+        self._like = _shapes(state)
+        self._parts = [part.shape[1:] for part in _flat(state)]
 
-    def start(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def start(self, inputs: Tensor) -> Tensor:
         """Return the state at the start of a sequence, for the batch of an example of one time step."""
-        floating = next((p for p in self.model.parameters() if p.is_floating_point()), inputs)
-        return tuple(floating.new_zeros(len(inputs), *shape).detach() for shape in self._shapes)
+        floating = next(self.model.parameters(), inputs)
+        return floating.detach().new_zeros(len(inputs), sum(part.numel() for part in self._parts))
 
-    def forward(self, inputs: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Advance by one time step; returns the outputs and the new state."""
-        outputs, after = _step_of(self.model)(inputs, _nested(self._like, iter(state)))
-        return (outputs, *_flat(after))
+        sizes = [part.numel() for part in self._parts]
+        split = torch.split(state, sizes, 1)
+        parts = (part.reshape(-1, *shape) for part, shape in zip(split, self._parts, strict=True))
+        outputs, after = _step_of(self.model)(inputs, _nested(self._like, parts))
+        return outputs, torch.cat([part.flatten(1) for part in _flat(after)], 1)
 
 
 def _flat(state: Any) -> list[Tensor]:
     return [state] if isinstance(state, Tensor) else [part for inner in state for part in _flat(inner)]
 
 
+def _shapes(state: Any) -> Any:
+    """Return the shapes of one sample in the arrangement of the state, without keeping its tensors."""
+    return state.shape[1:] if isinstance(state, Tensor) else tuple(_shapes(inner) for inner in state)
+
+
 def _nested(like: Any, tensors: Iterator[Tensor]) -> Any:
-    """Arrange tensors as ``like`` is: tuples of tuples."""
-    return next(tensors) if isinstance(like, Tensor) else tuple(_nested(inner, tensors) for inner in like)
+    """Arrange tensors as ``like`` is: tuples of tuples of shapes."""
+    return next(tensors) if isinstance(like, torch.Size) else tuple(_nested(inner, tensors) for inner in like)
 
 
 def _width(layer: nn.Module) -> int:

@@ -1,8 +1,8 @@
 """Forms of a bank of diagonal systems with one input and one output each, over a whole sequence.
 
-``x_t = lam * x_{t-1} + u_t`` and ``y_t = Re(sum_n weight_n x_t,n)`` for each feature on its own: a causal convolution of each
-feature with its impulse response. Eager it goes through the Fourier transform, which was as fast as a product with a Toeplitz
-matrix for 64 steps and faster from there on; where a graph is traced, through chunks in real arithmetic.
+``x_t = lam * x_{t-1} + u_t`` and ``y_t = Re(sum_n weight_n x_t,n)`` for each feature: a causal convolution with its
+impulse response. Eager it goes through the Fourier transform, which was as fast as a product with a Toeplitz matrix for
+64 steps and faster from there on; where a graph is traced, through chunks in real arithmetic.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def respond_each(inputs: Tensor, poles: Poles, weight: Pair) -> Tensor:
     length = 2 * inputs.shape[1]
     spectrum = torch.fft.rfft(impulse(poles, weight, inputs.shape[1]), n=length)
     spectrum = spectrum * torch.fft.rfft(inputs.transpose(1, 2), n=length)
-    return torch.fft.irfft(spectrum, n=length)[..., : inputs.shape[1]].transpose(1, 2)
+    outputs: Tensor = torch.fft.irfft(spectrum, n=length)
+    return outputs[..., : inputs.shape[1]].transpose(1, 2)
 
 
 def advance_each(inputs: Tensor, poles: Poles, weight: Pair, state: Pair | None) -> tuple[Tensor, Pair]:
@@ -69,13 +70,13 @@ def chunked_each(inputs: Tensor, poles: Poles, weight: Pair) -> Tensor:
     outputs = blocks @ _toeplitz(read_re[:chunk].sum(-1).t())
     if length > chunk:
         added = tuple(
-            (blocks @ _by_feature(part[:chunk].flip(0))).unflatten(1, (batch, length // chunk)).permute(1, 2, 0, 3)
+            torch.unflatten(blocks @ _by_feature(part[:chunk].flip(0)), 1, (batch, -1)).permute(1, 2, 0, 3)
             for part in power
         )
         before = carried((added[0], added[1]), poles, chunk)
         x_re, x_im = (x.permute(2, 0, 1, 3).flatten(1, 2) for x in before)
         outputs = outputs + x_re @ _by_feature(read_re[1:]).mT - x_im @ _by_feature(read_im[1:]).mT
-    outputs = outputs.unflatten(1, (batch, length // chunk)).permute(1, 2, 3, 0)
+    outputs = torch.unflatten(outputs, 1, (batch, length // chunk)).permute(1, 2, 3, 0)
     return outputs.reshape(batch, length, width)[:, :time]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,15 @@ class LRU(DiagonalLayer):
         The phase of the poles is drawn between 0 and this, in radians.
     """
 
-    state_dimensions = {"nu_log": 0, "theta_log": 0, "gamma_log": 0, "B_re": 0, "B_im": 0, "C_re": 1, "C_im": 1}
+    state_dimensions: ClassVar[Mapping[str, int]] = {
+        "nu_log": 0,
+        "theta_log": 0,
+        "gamma_log": 0,
+        "B_re": 0,
+        "B_im": 0,
+        "C_re": 1,
+        "C_im": 1,
+    }
 
     def __init__(
         self, width: int, states: int, r_min: float = 0.9, r_max: float = 0.999, max_phase: float = 2 * math.pi

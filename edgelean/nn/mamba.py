@@ -20,8 +20,8 @@ SMALLEST_STEP = 1e-4
 class Mamba(nn.Module):
     """A gated layer around a recurrence whose step, input and output weights depend on the input.
 
-    ``x_t = exp(dt_t A) x_{t-1} + dt_t u_t B_t`` and ``y_t = C_t x_t + D u_t`` with a real, diagonal, negative A for each of
-    ``expand * d_model`` inner features; u comes through a causal depthwise convolution. Names, arguments and
+    ``x_t = exp(dt_t A) x_{t-1} + dt_t u_t B_t`` and ``y_t = C_t x_t + D u_t`` with a real, diagonal, negative A for
+    each of ``expand * d_model`` inner features; u comes through a causal depthwise convolution. Names, arguments and
     initialisation of the parameters are those of the authors' code. All sizes are read off the parameters, so inner
     features and states are free axes of the traced graph.
 
@@ -113,7 +113,7 @@ class Mamba(nn.Module):
 
     @torch.no_grad()
     def mean_system(self, inputs: Tensor) -> DiagonalSystem:
-        """Return the time-invariant stand-in for the recurrence on these inputs, a bank of one system per inner feature.
+        """Return the time-invariant stand-in for the recurrence on these inputs, one system per inner feature.
 
         The discretised A, B and C are averaged over samples and time (Chahine et al., "The Curious Case of In-Training
         Compression of State Space Models", 2026). A map that depends on its input has no guarantee from it.

@@ -1,4 +1,4 @@
-"""The layer of Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models" (NeurIPS 2022)."""
+"""S4D of Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models" (NeurIPS 2022)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class S4D(nn.Module):
     d_state
         Order of the real system of a feature: half as many complex states.
     init
-        Eigenvalues of state n: ``"lin"`` ``-1/2 + i pi n``, ``"inv"`` ``-1/2 + i (N / pi) (N / (2n + 1) - 1)`` with N the
-        order, ``"real"`` ``-(n + 1)``.
+        Eigenvalues of state n: ``"lin"`` ``-1/2 + i pi n``, ``"inv"`` ``-1/2 + i (N / pi) (N / (2n + 1) - 1)`` with N
+        the order, ``"real"`` ``-(n + 1)``.
     discretization
         Zero-order hold or the bilinear transform.
     dt_min, dt_max
@@ -101,7 +101,7 @@ class S4D(nn.Module):
         return DiagonalSystem(lam, torch.complex(*gain)[..., None], torch.complex(*C)[..., None, :])
 
     def load_system(self, system: DiagonalSystem) -> None:
-        """Replace eigenvalues and C by those of a bank ``system``; the steps and D stay, and parameters the same objects.
+        """Replace eigenvalues and C by those of a bank; the steps and D stay, and parameters the same objects.
 
         Raises
         ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,18 @@ class S5(DiagonalLayer):
         Keep the real part of every eigenvalue at or below -1e-4.
     """
 
-    state_dimensions = {"A_re": 0, "A_im": 0, "log_step": 0, "B_re": 0, "B_im": 0, "C_re": 1, "C_im": 1}
+    A_re: nn.Parameter
+    log_step: nn.Parameter
+
+    state_dimensions: ClassVar[Mapping[str, int]] = {
+        "A_re": 0,
+        "A_im": 0,
+        "log_step": 0,
+        "B_re": 0,
+        "B_im": 0,
+        "C_re": 1,
+        "C_im": 1,
+    }
 
     def __init__(
         self,
@@ -66,13 +77,13 @@ class S5(DiagonalLayer):
         pairs = 2 if conj_sym else 1
         if d_model < 1 or blocks < 1 or d_state < 1 or d_state % (blocks * pairs):
             raise InputError(
-                f"an S5 needs d_model of at least 1 and d_state a multiple of {pairs} (conjugate pairs) times the blocks, "
+                f"an S5 needs d_model >= 1 and d_state a multiple of {pairs} (conjugate pairs) times the blocks, "
                 f"found d_model={d_model}, d_state={d_state}, blocks={blocks}"
             )
         self.width, self.discretization, self.conj_sym, self.clip_eigs = d_model, discretization, conj_sym, clip_eigs
         eigenvalues, vectors = hippo_normal(d_state // blocks)
         kept = d_state // blocks // pairs
-        lam, V = eigenvalues[:kept].repeat(blocks), torch.block_diag(*[vectors[:, :kept]] * blocks)
+        lam, V = eigenvalues[:kept].repeat(blocks), _repeated(vectors[:, :kept], blocks)
         B = V.mH @ _lecun((d_state, d_model), d_state).to(V.dtype)
         values = {"A_re": lam.real, "A_im": lam.imag, "log_step": log_steps(len(lam), dt_min, dt_max)}
         values |= parts("B", B) | parts("C", _read(C_init, d_model, V))
@@ -128,6 +139,11 @@ def hippo_normal(order: int) -> tuple[Tensor, Tensor]:
     skew = -0.5 * torch.outer(root, root).tril(-1)
     imaginary, vectors = torch.linalg.eigh(-1j * (skew - skew.t()))
     return torch.complex(torch.full_like(imaginary, -0.5), imaginary), vectors
+
+
+def _repeated(block: Tensor, count: int) -> Tensor:
+    diagonal: Tensor = torch.block_diag(*[block] * count)  # type: ignore[no-untyped-call]  # torch has not typed it
+    return diagonal
 
 
 def _read(C_init: CInit, outputs: int, V: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Forms of a recurrence whose poles depend on the input, ``x_t = exp(dt_t A) x_{t-1} + dt_t u_t B_t``, ``y_t = C_t x_t``.
+"""Forms of a recurrence whose poles depend on the input.
 
-Eager on a CPU: step by step, a span of time that fits the cache at once, with the states of each span computed once more for the
-backward pass (`_Selection`). Where a graph is traced, and on a GPU: step by step within all chunks at once, then from chunk to chunk.
+``x_t = exp(dt_t A) x_{t-1} + dt_t u_t B_t`` and ``y_t = C_t x_t``. Eager on a CPU: step by step, a span of time that
+fits the cache at once, with the states of each span computed once more for the backward pass (`_Selection`). Where a
+graph is traced, and on a GPU: step by step within all chunks at once, then from chunk to chunk.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class _Selection(torch.autograd.Function):
     """The recurrence with its adjoint; of the states only those between spans are kept for the backward pass."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]  # torch has not typed it
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """See `select`."""
         batch, time, _ = u.shape
@@ -91,9 +92,9 @@ class _Selection(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]  # torch has not typed it
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # torch takes any number
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         """Run the adjoint backwards in time."""
         u, dt, A, B, C, *starts = ctx.saved_tensors
         on_u, on_dt, on_A, on_B, on_C = (torch.zeros_like(x) for x in (u, dt, A, B, C))

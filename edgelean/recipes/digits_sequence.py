@@ -14,7 +14,7 @@ STATES = 256
 
 
 def sequence_net(width: int = WIDTH, states: int = STATES) -> SequenceClassifier:
-    """Return an embedding, a recurrent block, a linear head on the mean over time: ``[batch, 64, 1]`` to ``[batch, 10]``."""
+    """Return an embedding, a recurrent block, and a linear head on the mean over time."""
     head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10))
     return SequenceClassifier(nn.Linear(1, width), [SequenceBlock(LRU(width, states))], head)
 
