@@ -40,7 +40,7 @@ class SequenceBlock(nn.Module):
     @property
     def width(self) -> int:
         """Features per time step, in and out."""
-        return self.value.out_features
+        return self.value.weight.shape[0]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map a sequence ``[batch, time, width]`` to one of the same shape."""
@@ -82,8 +82,17 @@ class Bidirectional(nn.Module):
             raise InputError(f"two directions need layers of one width, found {_width(ahead)} and {_width(back)}")
         if merge not in get_args(Merge):
             raise InputError(f"two directions are merged by {' or '.join(get_args(Merge))}, not {merge!r}")
-        self.ahead, self.back, self.merge, self.width = ahead, back, merge, _width(ahead)
-        self.features = self.width * (2 if merge == "concat" else 1)
+        self.ahead, self.back, self.merge = ahead, back, merge
+
+    @property
+    def width(self) -> int:
+        """Features per time step that are read."""
+        return _width(self.ahead)
+
+    @property
+    def features(self) -> int:
+        """Features per time step that come out."""
+        return self.width * (2 if self.merge == "concat" else 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map a sequence ``[batch, time, width]`` to ``[batch, time, features]``."""

@@ -22,11 +22,15 @@ class DiagonalLayer(nn.Module, ABC):
     dimension of its own, so the number of states is a free axis of the traced graph.
     """
 
-    width: int
     D: nn.Parameter
 
     state_dimensions: ClassVar[Mapping[str, int]]
     """For each parameter with a dimension of states, which one that is."""
+
+    @property
+    def width(self) -> int:
+        """Features per time step, in and out."""
+        return len(self.D)
 
     @abstractmethod
     def _map(self, values: Mapping[str, Tensor]) -> Map:

@@ -54,7 +54,6 @@ class LRU(DiagonalLayer):
                 "an LRU needs 0 <= r_min < r_max < 1 and 0 < max_phase <= 2 pi, "
                 f"found r_min={r_min}, r_max={r_max}, max_phase={max_phase}"
             )
-        self.width = width
         self.states = states
         modulus_squared = torch.empty(states).uniform_(max(r_min, 1e-3) ** 2, r_max**2)
         # 1 - rand() lies in (0, 1]: a phase of 0 has no logarithm.

@@ -64,7 +64,6 @@ class Mamba(nn.Module):
                 f"d_model={d_model}, d_state={d_state}, d_conv={d_conv}, expand={expand}, dt_rank={dt_rank}, "
                 f"dt_min={dt_min}, dt_max={dt_max}"
             )
-        self.width = d_model
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=bias)
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1, bias=conv_bias)
         self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)
@@ -78,6 +77,11 @@ class Mamba(nn.Module):
             step = step.clamp(min=SMALLEST_STEP)
             # The inverse of softplus.
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    @property
+    def width(self) -> int:
+        """Features per time step."""
+        return self.in_proj.weight.shape[1]
 
     @property
     def states(self) -> int:

@@ -58,7 +58,7 @@ class S4D(nn.Module):
                 "an S4D needs d_model of at least 1 and an even d_state of at least 2 (conjugate pairs), "
                 f"found d_model={d_model}, d_state={d_state}"
             )
-        self.width, self.discretization = d_model, discretization
+        self.discretization: Discretization = discretization
         A_re, A_im = (part.repeat(d_model, 1) for part in _eigenvalues(init, d_state))
         self.log_A_re = nn.Parameter(torch.log(-A_re))
         self.A_im = nn.Parameter(A_im)
@@ -67,6 +67,11 @@ class S4D(nn.Module):
         self.C_re = nn.Parameter(torch.randn(d_model, d_state // 2) * math.sqrt(0.5))
         self.C_im = nn.Parameter(torch.randn(d_model, d_state // 2) * math.sqrt(0.5))
         self.D = nn.Parameter(torch.randn(d_model))
+
+    @property
+    def width(self) -> int:
+        """Features per time step, in and out."""
+        return len(self.D)
 
     @property
     def states(self) -> int:

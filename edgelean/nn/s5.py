@@ -80,7 +80,7 @@ class S5(DiagonalLayer):
                 f"an S5 needs d_model >= 1 and d_state a multiple of {pairs} (conjugate pairs) times the blocks, "
                 f"found d_model={d_model}, d_state={d_state}, blocks={blocks}"
             )
-        self.width, self.discretization, self.conj_sym, self.clip_eigs = d_model, discretization, conj_sym, clip_eigs
+        self.discretization, self.conj_sym, self.clip_eigs = discretization, conj_sym, clip_eigs
         eigenvalues, vectors = hippo_normal(d_state // blocks)
         kept = d_state // blocks // pairs
         lam, V = eigenvalues[:kept].repeat(blocks), _repeated(vectors[:, :kept], blocks)

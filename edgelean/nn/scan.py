@@ -70,6 +70,16 @@ def chunk_length(time: int) -> int:
     return 1 << round(math.log2(max(time, 1)) / 2)
 
 
+def span_length(time: int, step_bytes: int) -> int:
+    """Return how many steps to evaluate at once: what fits the cache, and no fewer than there are spans.
+
+    The states between spans are kept for the backward pass, so shorter spans would keep more than they compute anew.
+    """
+    fitting = max(1, SPAN_BYTES // max(1, step_bytes))
+    spans = max(1, -(-time // max(fitting, math.isqrt(max(time, 1)))))
+    return max(1, -(-time // spans))
+
+
 def respond(inputs: Tensor, system: Map) -> Tensor:
     """Return the outputs ``[batch, time, P]`` of a system for inputs ``[batch, time, H]``, from zero states."""
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64) or traced():
@@ -186,8 +196,7 @@ class _Recurrence(torch.autograd.Function):
         """Return ``[batch, time, P]``; write is ``[H, 2N]`` and read ``[2N, P]``, real and imaginary side by side."""
         batch, time, _ = inputs.shape
         poles, states = torch.complex(lam_re, lam_im), len(lam_re)
-        spans = max(1, -(-2 * inputs.element_size() * batch * time * states // SPAN_BYTES))
-        steps = max(1, -(-time // spans))
+        steps = span_length(time, 2 * inputs.element_size() * batch * states)
         starts = poles.new_zeros(-(-time // steps) + 1, batch, states)
         outputs = inputs.new_empty(batch, time, read.shape[1])
         span = _Span(inputs, steps, states)

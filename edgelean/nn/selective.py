@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from edgelean.nn.scan import SPAN_BYTES, chunk_length, traced
+from edgelean.nn.scan import chunk_length, span_length, traced
 
 
 def select(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class _Selection(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """See `select`."""
         batch, time, _ = u.shape
-        steps = max(1, min(time, SPAN_BYTES // max(1, batch * A.numel() * u.element_size())))
+        steps = span_length(time, u.element_size() * batch * A.numel())
         starts, outputs = [u.new_zeros(batch, *A.shape)], torch.empty_like(u)
         for first in range(0, time, steps):
             u_some, dt_some, B_some, C_some = (_ordered(x, first, steps) for x in (u, dt, B, C))
