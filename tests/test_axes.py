@@ -38,7 +38,7 @@ def test_dissect_leaves_the_model_as_it_is():
 def test_states_of_a_recurrent_unit_are_an_axis_of_their_own():
     anatomy = dissect(Recurrent(), (torch.randn(2, 32, 1),))
     states = [axis for axis in anatomy.axes.values() if axis.kind == "states"]
-    assert [(axis.size, axis.module()) for axis in states] == [(16, "block.lru")]
+    assert [(axis.size, axis.module()) for axis in states] == [(16, "block.layer")]
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.layers")  # torch.export on its own recurrent layers

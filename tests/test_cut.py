@@ -135,10 +135,10 @@ def test_truncated_layer_computes_what_its_reduced_system_computes():
     model, example = Recurrent(), (torch.randn(2, 32, 1),)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loss = train_step(model, optimizer, example)
-    layer, read = model.block.lru, torch.randn(4, 32, 8)
+    layer, read = model.block.layer, torch.randn(4, 32, 8)
     parameters = list(model.parameters())
-    plan = Plan((), (), {"block.lru": 6}, 0.0)
-    reduction = apply(model, plan, optimizer, read={"block.lru": read}).reductions["block.lru"]
+    plan = Plan((), (), {"block.layer": 6}, 0.0)
+    reduction = apply(model, plan, optimizer, read={"block.layer": read}).reductions["block.layer"]
     assert layer.states == len(layer.nu_log) == 6
     assert law.check_states(layer, reduction, read) < 1e-4
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))

@@ -6,7 +6,7 @@ import torch
 
 from edgelean.recipe import accuracy, load_recipe
 from edgelean.recipes._digits_data import digits_split
-from edgelean.recipes.digits_sequence import SequenceNet
+from edgelean.recipes.digits_sequence import sequence_net
 from edgelean.shrink.balance import measured_gramians, truncate
 
 
@@ -26,7 +26,7 @@ def test_the_pixels_come_row_by_row_in_the_split_of_the_other_digits():
 
 def test_most_of_the_arithmetic_belongs_to_the_states():
     recipe = load_recipe("digits-sequence")
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (recipe.model(), SequenceNet(states=16))]
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (recipe.model(), sequence_net(states=16))]
     assert sizes[1] < 0.2 * sizes[0]
 
 
@@ -34,7 +34,7 @@ def trained(steps):
     """A small net of the recipe after a few steps, and its training data."""
     torch.manual_seed(1)
     x, y = load_recipe("digits-sequence").data().train.tensors
-    model = SequenceNet(width=16, states=48)
+    model = sequence_net(width=16, states=48)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -49,10 +49,10 @@ def trained(steps):
 
 def test_a_trained_net_keeps_what_it_learned_when_the_truncation_knows_its_inputs():
     model, x, y = trained(200)
-    layer = model.block.lru
+    layer = model.blocks[0].layer
     with torch.no_grad():
         before = accuracy(model(x), y)
-        full, seen = layer.system(), model.block.norm(model.embed(x[:32]))
+        full, seen = layer.system(), model.blocks[0].norm(model.encoder(x[:32]))
         layer.load_system(truncate(full, 12, measured_gramians(full, seen)).system)
         informed = accuracy(model(x), y)
         layer.load_system(truncate(full, 12).system)

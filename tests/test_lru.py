@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgelean.errors import InputError
-from edgelean.nn import LRU, DiagonalSystem, LRUBlock
+from edgelean.nn import LRU, DiagonalSystem, SequenceBlock
 from edgelean.shrink.balance import truncate
 from edgelean.shrink.cut import restore, tensors_of
 
@@ -53,7 +53,7 @@ def test_the_parallel_form_is_causal():
     assert largest_difference(before[:, 40:], after[:, 40:]) > 0.1
 
 
-@pytest.mark.parametrize("module", [LRU(4, 7), LRUBlock(4, 7)])
+@pytest.mark.parametrize("module", [LRU(4, 7), SequenceBlock(LRU(4, 7))])
 def test_step_by_step_is_the_parallel_form(module):
     module = module.double()
     inputs = torch.randn(3, 20, 4, dtype=torch.float64)
@@ -132,14 +132,14 @@ def test_a_truncated_layer_computes_the_truncated_system():
 
 
 def test_training_goes_on_through_a_truncation_with_a_graph_still_alive():
-    model = nn.Sequential(LRUBlock(4, 16), nn.Linear(4, 1))
+    model = nn.Sequential(SequenceBlock(LRU(4, 16)), nn.Linear(4, 1))
     optimizer = torch.optim.AdamW(model.parameters())
     inputs = torch.randn(8, 16, 4)
     loss = model(inputs).square().mean()
     loss.backward(retain_graph=True)
     optimizer.step()
     before = list(model.parameters())
-    layer = model[0].lru
+    layer = model[0].layer
     layer.load_system(truncate(layer.system(), 6).system)
     assert layer.B_re.grad is None
     for parameter in layer.parameters():
@@ -193,7 +193,7 @@ def traced(module, inputs):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_traced_graph_is_real_takes_any_batch_and_keeps_the_states_apart():
-    block, inputs = LRUBlock(5, 23), torch.randn(2, 64, 5)
+    block, inputs = SequenceBlock(LRU(5, 23)), torch.randn(2, 64, 5)
     program = traced(block, inputs)
     more = torch.randn(3, 64, 5)
     torch.testing.assert_close(program.module()(more), block(more))
@@ -210,7 +210,7 @@ def test_the_traced_graph_is_real_takes_any_batch_and_keeps_the_states_apart():
 def test_the_exported_layer_computes_the_same_in_onnxruntime(tmp_path):
     import onnxruntime
 
-    block, inputs = LRUBlock(8, 24).eval(), torch.randn(2, 64, 8)
+    block, inputs = SequenceBlock(LRU(8, 24)).eval(), torch.randn(2, 64, 8)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.onnx.export(
         block, (inputs,), dynamo=True, opset_version=18, dynamic_shapes=({0: batch},), verbose=False

@@ -89,7 +89,7 @@ def test_states_are_priced_by_the_energy_that_truncation_discards():
     scores = Scores()
     scores.watch(model, axes)
     observe(scores, model, torch.randn(8, 32, 1), torch.randint(0, 5, (8,)))
-    _, running = scores.removal_prices(axes["block.lru.states"], model)
+    _, running = scores.removal_prices(axes["block.layer.states"], model)
     assert len(running) == 17
     assert running[0] == 0
     assert list(running) == sorted(running)

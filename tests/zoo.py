@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from edgelean.nn import LRUBlock
+from edgelean.nn import LRU, SequenceBlock
 from edgelean.recipes.digits import DigitsNet
 
 
@@ -82,7 +82,7 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encode, self.block, self.head = nn.Linear(1, 8), LRUBlock(8, 16), nn.Linear(8, 5)
+        self.encode, self.block, self.head = nn.Linear(1, 8), SequenceBlock(LRU(8, 16)), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.block(self.encode(x)).mean(1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.zoo_networks.network import Built, Network, classics
-from edgelean.nn import LRUBlock
+from edgelean.nn import LRU, SequenceBlock
 
 
 class Tagger(nn.Module):
@@ -302,7 +302,7 @@ class StateSpace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encode, self.head = nn.Linear(2, 24), nn.Linear(24, 5)
-        self.blocks = nn.ModuleList(LRUBlock(24, 32) for _ in range(2))
+        self.blocks = nn.ModuleList(SequenceBlock(LRU(24, 32)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.encode(x)

@@ -1,6 +1,23 @@
 """State space layers: what a model is built from when its states are to shrink by balanced truncation."""
 
-from edgelean.nn.lru import LRU, LRUBlock
-from edgelean.nn.system import DiagonalSystem
+from edgelean.nn.blocks import Bidirectional, SequenceBlock, SequenceClassifier, SequenceRegressor, StepForm
+from edgelean.nn.lru import LRU
+from edgelean.nn.mamba import Mamba
+from edgelean.nn.s4d import S4D
+from edgelean.nn.s5 import S5
+from edgelean.nn.system import DiagonalSystem, StateSpace, check_poles
 
-__all__ = ["LRU", "DiagonalSystem", "LRUBlock"]
+__all__ = [
+    "LRU",
+    "S4D",
+    "S5",
+    "Bidirectional",
+    "DiagonalSystem",
+    "Mamba",
+    "SequenceBlock",
+    "SequenceClassifier",
+    "SequenceRegressor",
+    "StateSpace",
+    "StepForm",
+    "check_poles",
+]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgelean.errors import InputError
 
@@ -14,16 +16,17 @@ from edgelean.errors import InputError
 class DiagonalSystem:
     """``x_t = lam * x_{t-1} + B u_t``, ``y_t = Re(C x_t)``, with real ``u`` and ``y`` and complex states.
 
-    Whatever comes in is promoted to complex128, so that a float32 layer is reduced in double precision.
+    Whatever comes in is promoted to complex128, so that a float32 layer is reduced in double precision. Dimensions in
+    front, the same for all three, make it a bank of systems of equally many states.
 
     Attributes
     ----------
     lam
-        Poles, shape ``[N]``, inside the unit circle.
+        Poles, shape ``[..., N]``, inside the unit circle.
     B
-        Input matrix, shape ``[N, H]``.
+        Input matrix, shape ``[..., N, H]``.
     C
-        Output matrix, shape ``[P, N]``.
+        Output matrix, shape ``[..., P, N]``.
 
     Raises
     ------
@@ -37,22 +40,75 @@ class DiagonalSystem:
 
     def __post_init__(self) -> None:
         for name in ("lam", "B", "C"):
-            value = getattr(self, name).detach().to(torch.complex128)
-            object.__setattr__(self, name, value)
-            if not bool(torch.isfinite(torch.view_as_real(value)).all()):
-                raise InputError(f"a diagonal system needs finite numbers, but {name} holds NaN or infinity")
-        n = self.lam.numel()
-        if self.lam.ndim != 1 or self.B.ndim != 2 or self.C.ndim != 2 or self.B.shape[0] != n or self.C.shape[1] != n:
+            object.__setattr__(self, name, getattr(self, name).detach().to(torch.complex128))
+        bank, n = self.lam.shape[:-1], self.lam.shape[-1] if self.lam.ndim else 0
+        matrices = self.B.ndim == self.C.ndim == self.lam.ndim + 1 > 1
+        if not (
+            matrices and self.B.shape[:-1] == self.lam.shape and (*self.C.shape[:-2], self.C.shape[-1]) == (*bank, n)
+        ):
             shapes = ", ".join(f"{name} {list(getattr(self, name).shape)}" for name in ("lam", "B", "C"))
             raise InputError(f"a diagonal system needs lam [N], B [N, H] and C [P, N], found {shapes}")
         modulus = self.lam.abs()
-        if n and bool(modulus.max() >= 1):
-            worst = int(modulus.argmax())
-            raise InputError(
-                f"state {worst} has a pole of modulus {float(modulus[worst]):.6g}; a stable system has all below 1"
-            )
+        unstable = ~(modulus < 1)
+        if bool(unstable.any()):
+            place = tuple(unstable.nonzero()[0].tolist())
+            where = f"state {place[-1]}" + (f" of feature {', '.join(map(str, place[:-1]))}" if bank else "")
+            value = float(modulus[place])
+            found = f"a pole of modulus {value:.6g}" if torch.isfinite(modulus[place]) else "a pole that is not finite"
+            raise InputError(f"{where} has {found}; a stable system has all below 1")
+        for name in ("B", "C"):
+            if not bool(torch.isfinite(torch.view_as_real(getattr(self, name))).all()):
+                raise InputError(f"a diagonal system needs finite numbers, but {name} holds NaN or infinity")
+
+    @property
+    def states(self) -> int:
+        """Number of complex states (of each system of a bank)."""
+        return self.lam.shape[-1]
+
+
+@runtime_checkable
+class StateSpace(Protocol):
+    """A time-invariant layer whose states can be reduced: it gives its system away and takes another one in."""
 
     @property
     def states(self) -> int:
         """Number of complex states."""
-        return self.lam.numel()
+
+    @property
+    def state_dimensions(self) -> Mapping[str, int]:
+        """For each parameter with a dimension of states, by its name in the layer, which dimension that is."""
+
+    def system(self) -> DiagonalSystem:
+        """Return the linear map of the layer without its direct path, in double precision."""
+
+    def load_system(self, system: DiagonalSystem) -> None:
+        """Become another system, of any number of states; parameters remain the same Python objects."""
+
+
+def check_poles(model: nn.Module) -> None:
+    """Make sure that every state space layer of a model is stable.
+
+    Raises
+    ------
+    InputError
+        If one is not, or its parameters are not finite; the message names the layer and the state.
+    """
+    for path, layer in model.named_modules():
+        if isinstance(layer, StateSpace):
+            try:
+                layer.system()
+            except InputError as error:
+                raise InputError(f"{path or type(layer).__name__}: {error}") from error
+
+
+def replace(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter new data of another shape while it stays the same object.
+
+    While a graph of an earlier step is alive, the parameter's gradient accumulator remembers the old shape; passing
+    through another dtype makes torch drop it.
+    """
+    dtype, device = parameter.dtype, parameter.device
+    other = torch.float64 if dtype != torch.float64 else torch.float32
+    parameter.grad = None
+    parameter.data = torch.empty(0, dtype=other, device=device)
+    parameter.data = value.detach().to(device=device, dtype=dtype).contiguous()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
-from edgelean.nn import LRUBlock
+from edgelean.nn import LRU, SequenceBlock, SequenceClassifier
 from edgelean.recipe import Data, Recipe
 from edgelean.recipes._digits_data import digits_split
 
@@ -13,20 +13,10 @@ WIDTH = 32
 STATES = 256
 
 
-class SequenceNet(nn.Module):
-    """An embedding, a recurrent block, a linear head on the mean over time: ``[batch, 64, 1]`` to ``[batch, 10]``."""
-
-    def __init__(self, width: int = WIDTH, states: int = STATES) -> None:
-        super().__init__()
-        self.embed = nn.Linear(1, width)
-        self.block = LRUBlock(width, states)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the ten digits."""
-        logits: Tensor = self.head(self.norm(self.block(self.embed(x)).mean(1)))
-        return logits
+def sequence_net(width: int = WIDTH, states: int = STATES) -> SequenceClassifier:
+    """Return an embedding, a recurrent block, and a linear head on the mean over time."""
+    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10))
+    return SequenceClassifier(nn.Linear(1, width), [SequenceBlock(LRU(width, states))], head)
 
 
 def load_data() -> Data:
@@ -37,7 +27,7 @@ def load_data() -> Data:
 
 recipe = Recipe(
     name="digits-sequence",
-    model=SequenceNet,
+    model=sequence_net,
     data=load_data,
     loss=nn.functional.cross_entropy,
     metric="accuracy",
