@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.levers_parts.lever import BASE, LEVERS, QUICK, Lever
+from benchmarks.levers_parts.lever import LEVERS, QUICK, Lever
 from benchmarks.levers_parts.one_run import Outcome, train
 from benchmarks.levers_parts.table import Goal, goals, lines
 from edgelean.errors import EdgeleanError, InputError
@@ -60,10 +60,10 @@ def run(todo: Sequence[Task], done: list[Outcome], jobs: int, file: Path | None)
 
 
 def widths_of(task: Task, done: Sequence[Outcome]) -> dict[str, int]:
-    """Return the channels that the base ended with for the same share and seed; none if it has not ended."""
-    _, share, seed = task
-    bases = (each for each in done if (each.row, each.share, each.seed) == (BASE.name, share, seed))
-    return next((base.widths for base in bases), {})
+    """Return the channels that the row which a small network is like ended with; none if it has not ended yet."""
+    lever, share, seed = task
+    like = (each for each in done if (each.row, each.share, each.seed) == (lever.like, share, seed))
+    return next((each.widths for each in like), {})
 
 
 def _quietly(lever: Lever, share: float, seed: int, widths: dict[str, int]) -> Outcome:
@@ -103,7 +103,7 @@ def save(file: Path, done: Sequence[Outcome], reached: Sequence[Goal] = ()) -> N
 
 
 def chosen(names: Sequence[str] | None) -> list[Lever]:
-    """Return the rows of these names; the base comes along where a small network needs its structure.
+    """Return the rows of these names, and those that small networks among them are like.
 
     Raises
     ------
@@ -113,9 +113,9 @@ def chosen(names: Sequence[str] | None) -> list[Lever]:
     unknown = [name for name in names or () if name not in {lever.name for lever in LEVERS}]
     if unknown:
         raise InputError(f"no row {unknown[0]!r}: there are {', '.join(repr(lever.name) for lever in LEVERS)}")
-    found = [lever for lever in LEVERS if names is None or lever.name in names]
-    needs = BASE not in found and any(lever.kind == "small" for lever in found)
-    return [BASE, *found] if needs else found
+    found = {lever.name for lever in LEVERS if names is None or lever.name in names}
+    found |= {lever.like for lever in LEVERS if lever.name in found}
+    return [lever for lever in LEVERS if lever.name in found]
 
 
 def main() -> int:

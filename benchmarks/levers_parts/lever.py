@@ -16,7 +16,9 @@ class Lever:
     Attributes
     ----------
     kind
-        ``full``: nothing is cut. ``small``: trained from the beginning at the structure that the base ended with.
+        ``full``: nothing is cut. ``small``: trained from the beginning at the structure that another row ended with.
+    like
+        That row.
     score
         What orders the units.
     widths
@@ -25,8 +27,10 @@ class Lever:
         Whether readers make up for what went.
     cuts
         When, in shares of all steps; each cut leaves the same share of the multiply-accumulates.
-    most
-        Share of an axis that one cut may take.
+    most, least
+        Share of an axis that one cut may take, and share of its full size that always stays.
+    exponent
+        Of the prices of units, before the allocator sees them: below 1 the axes are treated more alike.
     taught
         For so long after a cut, in shares of all steps, the network before it teaches the one after it.
     rewarmed
@@ -37,11 +41,14 @@ class Lever:
 
     name: str
     kind: Literal["full", "small", "shrunk"] = "shrunk"
+    like: str = ""
     score: str = "energy"
     widths: Literal["allocated", "uniform"] = "allocated"
     refit: bool = True
     cuts: tuple[float, ...] = (0.15, 0.30)
     most: float = 0.5
+    least: float = 0.0
+    exponent: float = 1.0
     taught: float = 0.0
     rewarmed: float = 0.0
     momentum: Literal["sliced", "dropped"] = "sliced"
@@ -58,8 +65,9 @@ def evenly(count: int, first: float, last: float) -> tuple[float, ...]:
 
 FULL = Lever("full size", "full")
 BASE = Lever("base")
-SCRATCH = Lever("small from scratch", "small")
+SCRATCH = Lever("small from scratch", "small", like=BASE.name)
 UNIFORM = replace(BASE, name="uniform widths", widths="uniform")
+SCRATCH_UNIFORM = Lever("small from scratch, uniform", "small", like=UNIFORM.name)
 LATE = replace(BASE, name="late: 55 and 75 %", cuts=(0.55, 0.75))
 
 LEVERS = (
@@ -68,12 +76,15 @@ LEVERS = (
     SCRATCH,
     replace(BASE, name="random units", score="random"),
     UNIFORM,
-    replace(BASE, name="distillation to the end", taught=1.0),
-    replace(BASE, name="learning rate re-warmed", rewarmed=0.03),
+    SCRATCH_UNIFORM,
+    replace(BASE, name="no axis below 40 %", least=0.4),
+    replace(BASE, name="roots of the prices", exponent=0.5),
     LATE,
     replace(BASE, name="1 cut at 30 %", cuts=(0.30,), most=1.0),
     replace(BASE, name="6 cuts, 5 to 30 %", cuts=evenly(6, 0.05, 0.30)),
     replace(BASE, name="no refit", refit=False),
+    replace(BASE, name="distillation to the end", taught=1.0),
+    replace(BASE, name="learning rate re-warmed", rewarmed=0.03),
     replace(BASE, name="8 cuts, 5 to 50 %", cuts=evenly(8, 0.05, 0.50)),
     replace(UNIFORM, name="uniform widths, random units", score="random"),
     replace(BASE, name="12 cuts, 2.5 to 30 %", cuts=evenly(12, 0.025, 0.30)),

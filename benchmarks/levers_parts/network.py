@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """Three stages of one block; stem and first stage halve the image, so that a step of 128 takes 50 ms on one core."""
+    """Three stages of one block; stem and stages halve the image, so that a step of 128 images takes 50 ms."""
 
     def __init__(self) -> None:
         super().__init__()

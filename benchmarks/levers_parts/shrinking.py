@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
@@ -100,9 +100,10 @@ class Shrinking:
         anatomy, order, choices = self.bench.anatomy, {}, []
         for name, axis in anatomy.axes.items():
             order[name], running = self._prices(axis)
-            floor = max(FLOOR, math.ceil((1 - self.lever.most) * axis.size))
+            left = max((1 - self.lever.most) * axis.size, self.lever.least * self._full[name])
+            floor = max(FLOOR, math.ceil(left))
             if floor < axis.size:
-                choices.append(control.Choice(name, axis.size, STEP, floor, running))
+                choices.append(control.Choice(name, axis.size, STEP, floor, tempered(running, self.lever.exponent)))
         if self.lever.widths == "uniform":
             return make_plan(anatomy, self._uniform(target), order, 0.0)
         allocation = control.allocate(choices, lambda keep: {"macs": self._macs(keep)}, {"macs": target})
@@ -133,3 +134,8 @@ class Shrinking:
             }
             for share in range(1000, 0, -1)
         ]
+
+
+def tempered(running: tuple[float, ...], exponent: float) -> tuple[float, ...]:
+    """Return running prices of units whose own prices are raised to a power."""
+    return tuple(accumulate(((later - earlier) ** exponent for earlier, later in pairwise(running)), initial=0.0))

@@ -25,7 +25,7 @@ def lines(outcomes: Sequence[Outcome]) -> Iterator[str]:
         cells = [_cell(outcomes, lever.name, share, 1.0 if lever is FULL else share) for share in SHARES]
         if any(cell.strip() for cell in cells):
             yield f"{lever.name:30s}" + "".join(f"|{cell:42s}" for cell in cells)
-    yield "Accuracy in %, difference in points, each the mean +- deviation over seeds; CPU time of all steps against full size."
+    yield "Accuracy in %, difference in points, mean +- deviation over seeds. Cost: CPU time of all steps to full size."
 
 
 def _cell(outcomes: Sequence[Outcome], row: str, base_share: float, share: float) -> str:
