@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgelean.nn import LRU
 from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Attribute
+from edgelean.shrink.lines import Length, lengths_along
 from edgelean.shrink.structure import Structure, structure_of
 from edgelean.shrink.trace import Trace, trace
 
@@ -39,8 +40,10 @@ class Axis:
         The modules that read the units, each with the dimension of its weight; for states the layer itself.
     width
         Elements that a unit has where it is made: 1 for a channel, the places within it for a head.
+    numbers
+        Numbers in the model's code that may have to shrink along with it.
     attributes
-        Numbers in the model's code that shrink along with it.
+        Those that have to.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Axis:
     slots: Mapping[Slot, NDArray[np.int64]]
     readers: tuple[tuple[str, Slot], ...] = ()
     width: int = 1
+    numbers: Mapping[Attribute, Length] = field(default_factory=dict)
     attributes: tuple[Attribute, ...] = ()
 
     def module(self) -> str:
@@ -108,7 +112,9 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     axes, refused = _axes(found, model)
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
     statistics = frozenset(roots[atom][0] for atom in found.over() if atom in roots)
-    by_name = {axis.name: axis for axis, _ in axes}
+    units = {int(root): (axis.name, place) for axis, members in axes for place, root in enumerate(members)}
+    lengths = lengths_along(model, found, units)
+    by_name = {axis.name: replace(axis, numbers=lengths.get(axis.name, {})) for axis, _ in axes}
     return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics)
 
 
