@@ -17,6 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor, nn
@@ -25,8 +26,10 @@ from edgelean.errors import LawError
 from edgelean.shrink import law
 from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.axes import Anatomy, Axis, Refusal
+from edgelean.shrink.cut import tensors_of
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.trace import trace
+from edgelean.shrink.uses import used_kinds
 
 MOST_TRIALS = 96
 
@@ -150,6 +153,21 @@ class _Bench:
         self._known: dict[tuple[object, ...], str] = {}
         self._expected: tuple[Plan, list[Tensor]] | None = None
 
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """The kinds of numbers that matter to the shapes of what the model computes."""
+        kinds: dict[str, list[Attribute]] = defaultdict(list)
+        for attribute in dict.fromkeys(a for axis in self.anatomy.axes.values() for a in axis.numbers):
+            kinds[_kind(attribute)].append(attribute)
+
+        def run() -> None:
+            if self._shapes_tell:
+                law.dry_run(self.model, self.probe, {})
+            else:
+                law.outputs(self.model, tensors_of(self.model), self.probe)
+
+        return used_kinds(self.model, kinds, run, (LawError,)) if kinds else frozenset()
+
     def fails(self, axis: Axis) -> str:
         """Cut one axis, on paper; return how that breaks the law as far as it is looked at, empty if it does not."""
         key = (axis.name, axis.size, tuple(axis.slots), axis.attributes)
@@ -241,24 +259,31 @@ def _attributes(bench: _Bench, axis: Axis) -> tuple[Attribute, ...] | str:
         return ()
     reason, tried = "", None
     near = [attribute for attribute, length in axis.numbers.items() if length.near]
-    own = [attribute for attribute in near if not attribute.shared()]
-    for possible in (own, near, list(axis.numbers)):
-        if possible != tried:
-            answer = _chosen(possible, lambda chosen: bench.fails(replace(axis, attributes=chosen)))
+    for possible in (near, list(axis.numbers)):
+        used = [attribute for attribute in possible if _kind(attribute) in bench.used]
+        if used != tried:
+            idle = [a for a in near if _kind(a) not in bench.used and not a.shared()]
+            answer = _chosen(used, idle, lambda chosen: bench.fails(replace(axis, attributes=chosen)))
             if not isinstance(answer, str):
                 return answer
-            reason, tried = reason or answer, possible
+            reason, tried = reason or answer, used
     return reason
 
 
 def _chosen(
-    possible: Sequence[Attribute], fails: Callable[[tuple[Attribute, ...]], str]
+    used: Sequence[Attribute], idle: Sequence[Attribute], fails: Callable[[tuple[Attribute, ...]], str]
 ) -> tuple[Attribute, ...] | str:
-    """Try which of some attributes have to follow: all, none, all but some, only some."""
-    kinds = sorted({_kind(attribute) for attribute in possible})
+    """Try which of some attributes have to follow: all, none, all but some, only some.
+
+    Parameters
+    ----------
+    used, idle
+        Those that matter to the code, and those that may follow in any case.
+    """
+    kinds = sorted({_kind(attribute) for attribute in used})
     reason = ""
     for chosen in itertools.islice(_subsets(kinds), MOST_TRIALS):
-        taken = tuple(attribute for attribute in possible if _kind(attribute) in chosen)
+        taken = (*(attribute for attribute in used if _kind(attribute) in chosen), *idle)
         why = fails(taken)
         if not why:
             return taken
@@ -292,12 +317,13 @@ def tied(first: Axis, second: Axis) -> Axis:
         slots[slot] = np.concatenate([slots[slot], together], 1) if slot in slots else together
     numbers = dict(first.numbers)
     for attribute, length in second.numbers.items():
-        units = np.where(length.units < 0, -1, length.units % first.size)
-        mine = numbers.get(attribute)
-        if mine is None:
-            numbers[attribute] = length._replace(units=units)
-        elif mine.line == length.line:
-            numbers[attribute] = mine._replace(units=np.where(mine.units < 0, units, mine.units))
+        theirs = length._replace(units=np.where(length.units < 0, -1, length.units % first.size))
+        mine = numbers.get(attribute, theirs)
+        if mine.line == length.line:
+            units = np.where(mine.units < 0, theirs.units, mine.units)
+            numbers[attribute] = mine._replace(units=units, near=mine.near or length.near)
+        elif length.near and not mine.near:
+            numbers[attribute] = theirs
     attributes = tuple(dict.fromkeys((*first.attributes, *second.attributes)))
     readers = tuple(dict.fromkeys((*first.readers, *second.readers)))
     return replace(first, slots=slots, numbers=numbers, attributes=attributes, readers=readers)
