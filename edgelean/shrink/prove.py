@@ -168,6 +168,11 @@ class _Bench:
 
         return used_kinds(self.model, kinds, run, (LawError,)) if kinds else frozenset()
 
+    def sizes(self, axis: Axis, *, near: bool) -> set[Attribute]:
+        """Return the numbers that code uses as sizes and that may follow an axis; near ones, or all."""
+        found = {attribute for attribute, length in axis.numbers.items() if length.near or not near}
+        return {attribute for attribute in found if _kind(attribute) in self.used}
+
     def fails(self, axis: Axis) -> str:
         """Cut one axis, on paper; return how that breaks the law as far as it is looked at, empty if it does not."""
         key = (axis.name, axis.size, tuple(axis.slots), axis.attributes)
@@ -258,11 +263,11 @@ def _attributes(bench: _Bench, axis: Axis) -> tuple[Attribute, ...] | str:
     if axis.kind == "states":
         return ()
     reason, tried = "", None
-    near = [attribute for attribute, length in axis.numbers.items() if length.near]
-    for possible in (near, list(axis.numbers)):
-        used = [attribute for attribute in possible if _kind(attribute) in bench.used]
+    idle = [a for a, length in axis.numbers.items() if length.near and not a.shared() and _kind(a) not in bench.used]
+    for near in (True, False):
+        sizes = bench.sizes(axis, near=near)
+        used = [attribute for attribute in axis.numbers if attribute in sizes]
         if used != tried:
-            idle = [a for a in near if _kind(a) not in bench.used and not a.shared()]
             answer = _chosen(used, idle, lambda chosen: bench.fails(replace(axis, attributes=chosen)))
             if not isinstance(answer, str):
                 return answer
@@ -335,7 +340,7 @@ def _ties(bench: _Bench, failed: Sequence[Axis], attributes: dict[str, tuple[Att
     answers: dict[tuple[str, ...], tuple[Attribute, ...] | str] = {}
     free = {axis.name: axis for axis in failed}
     for first in sorted(failed, key=lambda axis: axis.size):
-        for partners in _companies(first, list(free.values())) if first.name in free else ():
+        for partners in _companies(bench, first, list(free.values())) if first.name in free else ():
             together = first
             for axis in partners:
                 together = tied(together, axis)
@@ -353,18 +358,16 @@ def _ties(bench: _Bench, failed: Sequence[Axis], attributes: dict[str, tuple[Att
     return ties
 
 
-def _companies(first: Axis, others: Sequence[Axis]) -> list[list[Axis]]:
+def _companies(bench: _Bench, first: Axis, others: Sequence[Axis]) -> list[list[Axis]]:
     """Return the sets of axes that one axis may have to go together with, to be tried in turn."""
-    numbers, tensors = set(first.numbers), {name for name, _ in first.slots}
+    tensors = {name for name, _ in first.slots}
     fitting = [axis for axis in others if axis.name != first.name and axis.size % first.size == 0]
-    by_number = [axis for axis in fitting if not numbers.isdisjoint(axis.numbers)]
-    near = {attribute for attribute, length in first.numbers.items() if length.near}
-    nearer = [axis for axis in by_number if any(length.near and key in near for key, length in axis.numbers.items())]
-    kin = [axis for axis in by_number if _kind_of(axis) == _kind_of(first)]
+    near = [axis for axis in fitting if bench.sizes(first, near=True) & bench.sizes(axis, near=True)]
+    far = [axis for axis in fitting if bench.sizes(first, near=False) & bench.sizes(axis, near=False)]
+    kin = [axis for axis in far if _kind_of(axis) == _kind_of(first)]
     by_tensor = [axis for axis in fitting if tensors & {name for name, _ in axis.slots}]
     layers = [_with_layers(first, hub, fitting) for hub in by_tensor]
-    singles = ([axis] for axis in (*by_tensor, *nearer))
-    sets = [nearer, by_tensor, kin, *singles, *layers, by_number]
+    sets = [near, by_tensor, kin, *([axis] for axis in (*by_tensor, *near)), *layers, far]
     return [company for index, company in enumerate(sets) if company and company not in sets[:index]]
 
 
