@@ -263,12 +263,11 @@ def _attributes(bench: _Bench, axis: Axis) -> tuple[Attribute, ...] | str:
     if axis.kind == "states":
         return ()
     reason, tried = "", None
-    idle = [a for a, length in axis.numbers.items() if length.near and not a.shared() and _kind(a) not in bench.used]
     for near in (True, False):
         sizes = bench.sizes(axis, near=near)
         used = [attribute for attribute in axis.numbers if attribute in sizes]
         if used != tried:
-            answer = _chosen(used, idle, lambda chosen: bench.fails(replace(axis, attributes=chosen)))
+            answer = _chosen(used, lambda chosen: bench.fails(replace(axis, attributes=chosen)))
             if not isinstance(answer, str):
                 return answer
             reason, tried = reason or answer, used
@@ -276,19 +275,13 @@ def _attributes(bench: _Bench, axis: Axis) -> tuple[Attribute, ...] | str:
 
 
 def _chosen(
-    used: Sequence[Attribute], idle: Sequence[Attribute], fails: Callable[[tuple[Attribute, ...]], str]
+    possible: Sequence[Attribute], fails: Callable[[tuple[Attribute, ...]], str]
 ) -> tuple[Attribute, ...] | str:
-    """Try which of some attributes have to follow: all, none, all but some, only some.
-
-    Parameters
-    ----------
-    used, idle
-        Those that matter to the code, and those that may follow in any case.
-    """
-    kinds = sorted({_kind(attribute) for attribute in used})
+    """Try which of some attributes have to follow: all, none, all but some, only some."""
+    kinds = sorted({_kind(attribute) for attribute in possible})
     reason = ""
     for chosen in itertools.islice(_subsets(kinds), MOST_TRIALS):
-        taken = (*(attribute for attribute in used if _kind(attribute) in chosen), *idle)
+        taken = tuple(attribute for attribute in possible if _kind(attribute) in chosen)
         why = fails(taken)
         if not why:
             return taken
