@@ -84,6 +84,8 @@ class Anatomy:
         The axes over which some operator takes statistics: their law needs the masked graph.
     norms
         For each module whose output goes through batch norm, and nowhere else, the module of that norm.
+    found
+        The trace that all this is from.
     """
 
     axes: Mapping[str, Axis]
@@ -91,6 +93,7 @@ class Anatomy:
     structure: Structure
     norms: Mapping[str, str]
     statistics: frozenset[str] = frozenset()
+    found: Trace | None = field(default=None, compare=False, repr=False)
 
 
 def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
@@ -115,7 +118,7 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     units = {int(root): (axis.name, place) for axis, members in axes for place, root in enumerate(members)}
     lengths = lengths_along(model, found, units)
     by_name = {axis.name: replace(axis, numbers=lengths.get(axis.name, {})) for axis, _ in axes}
-    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics)
+    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics, found)
 
 
 def _norms(found: Trace) -> dict[str, str]:

@@ -164,13 +164,14 @@ class Reference:
 
     def __init__(self, model: nn.Module, found: Trace, probe: tuple[Tensor, ...]) -> None:
         self._model, self._found, self._probe = model, found, probe
+        self._over = found.over()
         self.tolerance = SINGLE_TOLERANCE if casts_to_single(found) else TOLERANCE
 
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to."""
         contents = masked(self._model, plan)
         atoms = removed_atoms(self._found, plan)
-        if not atoms.isdisjoint(self._found.over()):
+        if not atoms.isdisjoint(self._over):
             try:
                 return graph_outputs(self._found, atoms, contents, self._probe)
             except FAILURES as error:

@@ -22,12 +22,13 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor, nn
 
-from edgelean.errors import LawError
+from edgelean.errors import InputError, LawError
 from edgelean.shrink import law
 from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.axes import Anatomy, Axis, Refusal
 from edgelean.shrink.cut import tensors_of
 from edgelean.shrink.plan import Plan, make_plan
+from edgelean.shrink.reference import traced_with
 from edgelean.shrink.trace import trace
 from edgelean.shrink.uses import used_kinds
 
@@ -147,7 +148,8 @@ class _Bench:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, probe: tuple[Tensor, ...]) -> None:
         self.model, self.anatomy, self.probe = model, anatomy, probe
-        self.reference = law.Reference(model, trace(model, probe), probe)
+        found = anatomy.found if anatomy.found is not None and traced_with(anatomy.found, probe) else None
+        self.reference = law.Reference(model, found or trace(model, probe), probe)
         self.compared: set[object] = set()
         self._shapes_tell = not law.misfit(model, Plan((), (), {}, 0.0), probe)
         self._known: dict[tuple[object, ...], str] = {}
@@ -189,7 +191,7 @@ class _Bench:
         try:
             found = law.cut_outputs(self.model, plan, self.probe)
             law.check(self._outputs(plan), found, self.reference.tolerance)
-        except LawError as error:
+        except (LawError, InputError) as error:
             return str(error)
         return ""
 
@@ -203,7 +205,10 @@ class _Bench:
     def _misfit(self, plan: Plan) -> str:
         if any(scale.after == 0 for scale in plan.scales):
             return "a number in the code would be 0"
-        return law.misfit(self.model, plan, self.probe) if self._shapes_tell else ""
+        try:
+            return law.misfit(self.model, plan, self.probe) if self._shapes_tell else ""
+        except InputError as error:  # nothing would be left of a tensor
+            return str(error)
 
     def _outputs(self, plan: Plan) -> list[Tensor]:
         """Return what a plan has to lead to; which numbers follow makes no difference to that."""
