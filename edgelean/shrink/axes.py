@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.blocks import Block
 from edgelean.shrink.bypass import Detour
+from edgelean.shrink.lines import Length, lengths_along
 from edgelean.shrink.structure import Structure, structure_of
 from edgelean.shrink.trace import Trace, trace
 
@@ -42,8 +43,10 @@ class Axis:
         The modules that read the units, each with the dimension of its weight; for states the layer itself.
     width
         Elements that a unit has where it is made: 1 for a channel, the places within it for a head.
+    numbers
+        Numbers in the model's code that may have to shrink along with it.
     attributes
-        Numbers in the model's code that shrink along with it.
+        Those that have to.
     detours
         The modules that are replaced when a block goes, in the order of execution; none for all others.
     """
@@ -54,6 +57,7 @@ class Axis:
     slots: Mapping[Slot, NDArray[np.int64]]
     readers: tuple[tuple[str, Slot], ...] = ()
     width: int = 1
+    numbers: Mapping[Attribute, Length] = field(default_factory=dict)
     attributes: tuple[Attribute, ...] = ()
     detours: tuple[Detour, ...] = ()
 
@@ -92,6 +96,8 @@ class Anatomy:
         For each module whose output goes through batch norm, and nowhere else, the module of that norm.
     blocks
         Residual branches. They become axes when it is proved how they can be taken out.
+    found
+        The trace that all this is from.
     """
 
     axes: Mapping[str, Axis]
@@ -100,6 +106,7 @@ class Anatomy:
     norms: Mapping[str, str]
     statistics: frozenset[str] = frozenset()
     blocks: tuple[Block, ...] = ()
+    found: Trace | None = field(default=None, compare=False, repr=False)
 
 
 def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
@@ -121,8 +128,11 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     axes, refused = _axes(found, model)
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
     statistics = frozenset(roots[atom][0] for atom in found.over() if atom in roots)
-    by_name = {axis.name: axis for axis, _ in axes}
-    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics, found.blocks())
+    units = {int(root): (axis.name, place) for axis, members in axes for place, root in enumerate(members)}
+    lengths = lengths_along(model, found, units)
+    by_name = {axis.name: replace(axis, numbers=lengths.get(axis.name, {})) for axis, _ in axes}
+    structure = structure_of(found, roots)
+    return Anatomy(by_name, refused, structure, _norms(found), statistics, found.blocks(), found)
 
 
 def _norms(found: Trace) -> dict[str, str]:

@@ -17,7 +17,7 @@ from edgelean.shrink.attributes import numbers_of, set_numbers
 from edgelean.shrink.balance import Reduction
 from edgelean.shrink.bypass import without
 from edgelean.shrink.cut import kept_of, tensors_of
-from edgelean.shrink.followers import named_tensors, sliced
+from edgelean.shrink.followers import Keep, named_tensors, sliced
 from edgelean.shrink.modules import align, follow
 from edgelean.shrink.parametrized import gains
 from edgelean.shrink.plan import Plan
@@ -77,7 +77,7 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
 
 def _evaluated(model: nn.Module, run: Callable[[], list[Tensor]]) -> list[Tensor]:
     """Run something in evaluation mode, without gradients; whatever the model's code raises is a broken law."""
-    modes = {module: module.training for module in model.modules()}
+    before = {module: dict(vars(module)) for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
@@ -85,8 +85,9 @@ def _evaluated(model: nn.Module, run: Callable[[], list[Tensor]]) -> list[Tensor
     except FAILURES as error:
         raise LawError(f"the cut model does not run: {(str(error).strip() or repr(error)).splitlines()[0]}") from None
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, attributes in before.items():  # a model may remember what it computed: masks, positions
+            vars(module).clear()
+            vars(module).update(attributes)
         align(model)
 
 
@@ -124,19 +125,29 @@ def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list
 
 def misfit(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> str:
     """Return why a model's code would not run if a plan were applied, empty if it would; only shapes are computed."""
-    kept = kept_of(model, plan)
+    with _following(model, plan):
+        try:
+            dry_run(model, probe, kept_of(model, plan))
+        except LawError as error:
+            return str(error)
+    return ""
+
+
+def dry_run(model: nn.Module, probe: tuple[Tensor, ...], kept: Mapping[str, Keep]) -> None:
+    """Run a model of which some is cut in evaluation mode; only shapes are computed.
+
+    Raises
+    ------
+    LawError
+        If it does not run.
+    """
     contents = {}
     for name, tensor in named_tensors(model).items():
         sizes = {dim: len(indices) for dim, indices in kept.get(name, {}).items()}
         shape = [sizes.get(dim, size) for dim, size in enumerate(tensor.shape)]
         contents[name] = torch.empty(shape, dtype=tensor.dtype, device="meta")
-    with _following(model, plan):
-        left = {name: contents[name] for name in tensors_of(model)}
-        try:
-            _evaluated(model, lambda: _run(model, left, tuple(x.to("meta") for x in probe)))
-        except LawError as error:
-            return str(error)
-    return ""
+    left = {name: contents[name] for name in tensors_of(model)}
+    _evaluated(model, lambda: _run(model, left, tuple(x.to("meta") for x in probe)))
 
 
 @contextmanager
@@ -165,13 +176,14 @@ class Reference:
 
     def __init__(self, model: nn.Module, found: Trace, probe: tuple[Tensor, ...]) -> None:
         self._model, self._found, self._probe = model, found, probe
+        self._over = found.over()
         self.tolerance = SINGLE_TOLERANCE if casts_to_single(found) else TOLERANCE
 
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to."""
         contents = masked(self._model, plan)
         atoms, branches = removed_atoms(self._found, plan), removed_branches(self._found, plan)
-        if branches or not atoms.isdisjoint(self._found.over()):
+        if branches or not atoms.isdisjoint(self._over):
             try:
                 return graph_outputs(self._found, atoms, contents, self._probe, branches)
             except FAILURES as error:

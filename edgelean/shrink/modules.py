@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from edgelean.nn import LRU
-from edgelean.shrink.plan import Plan
+from edgelean.shrink.attributes import Attribute, set_number
+
+if TYPE_CHECKING:
+    from edgelean.shrink.plan import Plan
 
 
 def align(model: nn.Module) -> None:
     """Bring the attributes of standard modules into line with the shapes of their parameters."""
     for module in model.modules():
-        for kinds, aligner in _ALIGNERS:
+        for kinds, aligner, _ in _ALIGNERS:
             if isinstance(module, kinds):
                 aligner(module)
+
+
+def aligned(module: nn.Module) -> frozenset[str]:
+    """Return the names of the numbers that `align` takes from the shapes of a module's parameters."""
+    if next(module.parameters(), None) is None and next(module.buffers(), None) is None:
+        return frozenset()
+    return frozenset(name for kinds, _, names in _ALIGNERS if isinstance(module, kinds) for name in names)
 
 
 def follow(model: nn.Module, plan: Plan) -> None:
     """Let the numbers in a model's own code shrink as a plan says."""
     for scale in plan.scales:
-        module = model.get_submodule(scale.path)
-        setattr(module, scale.name, getattr(module, scale.name) * scale.after // scale.before)
+        set_number(model, Attribute(scale.path, scale.name), scale.after)
 
 
 def _align_convolution(module: Any) -> None:
@@ -80,19 +89,24 @@ def _align_states(module: Any) -> None:
     module.states = len(module.nu_log)
 
 
-_ALIGNERS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _align_convolution),
-    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _align_transposed),
-    (nn.Linear, _align_linear),
+_ALIGNERS: tuple[tuple[Any, Callable[[Any], None], tuple[str, ...]], ...] = (
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _align_convolution, ("in_channels", "out_channels", "groups")),
+    (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        _align_transposed,
+        ("in_channels", "out_channels", "groups"),
+    ),
+    (nn.Linear, _align_linear, ("in_features", "out_features")),
     (
         (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
         _align_norm,
+        ("num_features",),
     ),
-    ((nn.LayerNorm, nn.RMSNorm), _align_layer_norm),
-    (nn.GroupNorm, _align_group_norm),
-    (nn.Embedding, _align_embedding),
-    ((nn.LSTM, nn.GRU, nn.RNN), _align_recurrent),
-    (nn.RNNCellBase, _align_cell),
-    (nn.PReLU, _align_prelu),
-    (LRU, _align_states),
+    ((nn.LayerNorm, nn.RMSNorm), _align_layer_norm, ("normalized_shape",)),
+    (nn.GroupNorm, _align_group_norm, ("num_channels", "num_groups")),
+    (nn.Embedding, _align_embedding, ("num_embeddings", "embedding_dim")),
+    ((nn.LSTM, nn.GRU, nn.RNN), _align_recurrent, ("hidden_size", "input_size")),
+    (nn.RNNCellBase, _align_cell, ("hidden_size", "input_size")),
+    (nn.PReLU, _align_prelu, ("num_parameters",)),
+    (LRU, _align_states, ("states",)),
 )

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.axes import Anatomy, Axis
 from edgelean.shrink.bypass import Detour
 
@@ -35,7 +37,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Scale:
-    """A whole number among the attributes of a module that shrinks by ``after`` / ``before``."""
+    """A whole number that a module holds, ``before`` the cut and ``after`` it."""
 
     path: str
     name: str
@@ -99,9 +101,10 @@ def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Seq
     nats
         Predicted loss of the whole plan.
     """
-    cuts, states, scales = [], {}, []
     blocks = [axis for name, kept in keep.items() if kept == 0 and (axis := anatomy.axes[name]).kind == "blocks"]
     detours = tuple(dict.fromkeys(detour for block in blocks for detour in block.detours))
+    cuts, states = [], {}
+    lost: dict[Attribute, NDArray[np.bool_]] = {}
     removals: dict[tuple[str, int], list[int]] = defaultdict(list)
     for name, kept in keep.items():
         axis = anatomy.axes[name]
@@ -116,7 +119,9 @@ def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Seq
             continue
         gone = sorted(order[name][: axis.size - kept])
         cuts.append(AxisCut(name, axis.kind, axis.size, kept, tuple(gone)))
-        scales += [Scale(path, attribute, axis.size, kept) for path, attribute in axis.attributes]
+        for attribute in axis.attributes:
+            flags = np.isin(axis.numbers[attribute].units, gone)
+            lost[attribute] = flags | lost[attribute] if attribute in lost else flags
         for slot, elements in axis.slots.items():
             removals[slot].extend(int(index) for index in np.unique(elements[gone]))
     return Plan(
@@ -124,7 +129,7 @@ def make_plan(anatomy: Anatomy, keep: Mapping[str, int], order: Mapping[str, Seq
         tuple(Removal(tensor, dim, tuple(sorted(set(indices)))) for (tensor, dim), indices in removals.items()),
         states,
         nats,
-        tuple(scales),
+        tuple(Scale(path, name, len(flags), int((~flags).sum())) for (path, name), flags in lost.items()),
         detours,
     )
 

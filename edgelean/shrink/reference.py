@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.nn import functional
 
 from edgelean.errors import InputError
-from edgelean.shrink.labels import Value
+from edgelean.shrink.labels import Line, Value
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.rules.reductions import REDUCTIONS, reduced_dims
 from edgelean.shrink.trace import Trace
@@ -59,13 +60,32 @@ def graph_outputs(
 
 def removed_atoms(found: Trace, plan: Plan) -> frozenset[int]:
     """Return the units that a plan removes: those all of whose elements go."""
-    gone: dict[int, bool] = {}
+    lost: set[int] = set()
+    left: set[int] = set()
     for removal in plan.removals:
         line = found.tensors[removal.tensor].labels[removal.dim]
-        for index, label in enumerate([] if line is None else line.tolist()):
-            for atom in found.labels.atoms(label):
-                gone[atom] = gone.get(atom, True) and index in set(removal.indices)
-    return frozenset(atom for atom, all_of_it in gone.items() if all_of_it)
+        if line is not None:
+            flags = np.zeros(len(line), bool)
+            flags[list(removal.indices)] = True
+            lost |= _atoms(found, line[flags])
+            left |= _atoms(found, line[~flags])
+    return frozenset(lost - left)
+
+
+def _atoms(found: Trace, line: Line) -> set[int]:
+    return {atom for label in np.unique(line).tolist() for atom in found.labels.atoms(label)}
+
+
+def traced_with(found: Trace, probe: tuple[Tensor, ...]) -> bool:
+    """Tell whether a graph was traced with inputs of the shapes and types of a probe."""
+    kind = torch.export.graph_signature.InputKind.USER_INPUT
+    names = {spec.arg.name for spec in found.program.graph_signature.input_specs if spec.kind is kind}
+    nodes = [node for node in found.program.graph.nodes if node.op == "placeholder" and node.name in names]
+    values = [node.meta.get("val") for node in nodes]
+    return len(values) == len(probe) and all(
+        isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype
+        for value, x in zip(values, probe, strict=True)
+    )
 
 
 def removed_branches(found: Trace, plan: Plan) -> frozenset[str]:
