@@ -27,7 +27,7 @@ from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.cut import Contents, Tensors, cloned, put_back, restore, saved, tensors_of
 from edgelean.shrink.followers import Follower, State, load_state, saved_state
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
 from edgelean.surgery import Patient, guilty, operate
@@ -81,7 +81,7 @@ class Pending:
 
     tensors: Tensors
     optimizer: Mapping[int, Mapping[str, Any]]
-    moments: Mapping[str, Mapping[str, Tensor]]
+    scores: Mapping[str, Tensor]
     numbers: Mapping[str, int] = field(default_factory=dict)
     followers: tuple[Contents | State, ...] = ()
 
@@ -162,7 +162,8 @@ class ClosedLoop:
         self.record: Record = lambda event, step, **fields: None
         self._width = bench.step_width(around.board)
         self._floor = max(bench.profile.control.floor, self._width)
-        self.scores = Scores()
+        # The seed of the training is that of a score that draws numbers, too.
+        self.scores: Score = open_score(bench.profile.control.score, torch.initial_seed())
         self.scores.watch(bench.model, bench.anatomy.axes)
         self.full_size = self.ranks.first(bench.read)
         self.limits = limits_of(bench.profile, self.full_size)
@@ -311,10 +312,10 @@ class ClosedLoop:
         return True
 
     def _snapshot(self) -> Pending:
-        moments = {path: cloned(flow.tensors()) for path, flow in self.scores.flows.items()}
+        seen = cloned(self.scores.tensors())
         others = tuple(saved(follower) for follower in self.around.followers)
         network = self.bench.model
-        return Pending(cloned(tensors_of(network)), saved_state(self.optimizer), moments, numbers_of(network), others)
+        return Pending(cloned(tensors_of(network)), saved_state(self.optimizer), seen, numbers_of(network), others)
 
     def _restore(self) -> None:
         pending, self.progress.pending, self.progress.doubts = self.progress.pending, None, 0
@@ -323,7 +324,7 @@ class ClosedLoop:
             load_state(self.optimizer, pending.optimizer)
             for follower, before in zip(self.around.followers, pending.followers, strict=True):
                 put_back(follower, before)
-            self.scores.put_back(pending.moments)
+            self.scores.put_back(pending.scores)
             self.look_again()
 
     def _ban(self, plan: Plan, refusal: LawError, step: int) -> None:
@@ -375,7 +376,8 @@ class ClosedLoop:
     # -- scores and reach ----------------------------------------------------------------------------------------------
 
     def _watch_the_order(self) -> None:
-        prices = [self.scores.unit_prices(axis) for axis in self.bench.anatomy.axes.values() if axis.kind == "channels"]
+        network, axes = self.bench.model, self.bench.anatomy.axes.values()
+        prices = [self.scores.unit_prices(axis, network) for axis in axes if axis.kind == "channels"]
         order = tuple(price for axis in prices if axis is not None for price in axis.tolist())
         agreement = self.progress.agreement
         if len(order) == len(self.progress.order) > 1:

@@ -12,7 +12,7 @@ from edgelean.recipes._digits_data import digits_split
 from edgelean.shrink import law
 from edgelean.shrink.axes import dissect
 from edgelean.shrink.plan import make_plan
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.scores.energy import Energy
 
 
 def observe(scores, model, x, y, steps=1):
@@ -41,20 +41,20 @@ def trained():
 def test_price_is_half_the_variance_times_the_fisher_information(trained):
     model, x, y = trained
     axes = dissect(model, (x[:4],)).axes
-    scores = Scores()
+    scores = Energy()
     scores.watch(model, axes)
     observe(scores, model, x, y)
     hidden = torch.relu(model[1](x.flatten(1))).detach().requires_grad_()
     losses = nn.functional.cross_entropy(model[3](hidden), y, reduction="none")
     per_sample = torch.autograd.grad(losses.sum(), hidden)[0]
     expected = 0.5 * hidden.var(0, unbiased=False) * per_sample.square().mean(0)
-    assert scores.unit_prices(axes["1"]).float() == pytest.approx(expected.detach(), rel=1e-3)
+    assert scores.unit_prices(axes["1"], model).float() == pytest.approx(expected.detach(), rel=1e-3)
 
 
 def test_price_orders_units_like_the_loss_that_their_removal_costs(trained):
     model, x, y = trained
     anatomy = dissect(model, (x[:4],))
-    scores = Scores()
+    scores = Energy()
     scores.watch(model, anatomy.axes)
     observe(scores, model, x, y)
     prices = scores.unit_prices(anatomy.axes["1"]).tolist()
@@ -72,7 +72,7 @@ def test_price_orders_units_like_the_loss_that_their_removal_costs(trained):
 def test_units_go_from_the_cheapest_and_prices_add_up():
     model, example = make("residual")
     axes = dissect(model, example).axes
-    scores = Scores()
+    scores = Energy()
     scores.watch(model, axes)
     observe(scores, model, torch.randn(16, 1, 8, 8), torch.randint(0, 10, (16,)))
     order, running = scores.removal_prices(axes["blocks.2.conv1"], model)
@@ -86,7 +86,7 @@ def test_units_go_from_the_cheapest_and_prices_add_up():
 def test_states_are_priced_by_the_energy_that_truncation_discards():
     model = Recurrent()
     axes = dissect(model, (torch.randn(2, 32, 1),)).axes
-    scores = Scores()
+    scores = Energy()
     scores.watch(model, axes)
     observe(scores, model, torch.randn(8, 32, 1), torch.randint(0, 5, (8,)))
     _, running = scores.removal_prices(axes["block.lru.states"], model)
@@ -99,9 +99,9 @@ def test_states_are_priced_by_the_energy_that_truncation_discards():
 def test_collecting_scores_changes_neither_outputs_nor_gradients():
     model, example = make("residual")
     x, y = torch.randn(16, 1, 8, 8), torch.randint(0, 10, (16,))
-    observe(Scores(), model, x, y)
+    observe(Energy(), model, x, y)
     plain = [parameter.grad.clone() for parameter in model.parameters()]
-    scores = Scores()
+    scores = Energy()
     scores.watch(model, dissect(model, example).axes)
     observe(scores, model, x, y)
     assert all(torch.equal(a, b.grad) for a, b in zip(plain, model.parameters(), strict=True))
@@ -113,7 +113,7 @@ def test_moments_of_units_that_stay_survive_a_cut():
     model, example = make("residual")
     anatomy = dissect(model, example)
     axis = anatomy.axes["blocks.2.conv1"]
-    scores = Scores()
+    scores = Energy()
     scores.watch(model, anatomy.axes)
     observe(scores, model, torch.randn(16, 1, 8, 8), torch.randint(0, 10, (16,)))
     before = scores.unit_prices(axis)
