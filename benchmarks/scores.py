@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import os
 import random
 import statistics
@@ -35,14 +34,22 @@ from edgelean.shrink.cut import apply
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.prove import prove
 from edgelean.shrink.scores import SCORES, Flow, Running, Score, open_score
+from edgelean.shrink.scores.elimination import Reader
+from edgelean.shrink.scores.energy import Energy
 
 BATCH = 64
-EPOCHS, QUICK_EPOCHS = 6, 3
-HELD_OUT = 2000
+EPOCHS, QUICK_EPOCHS = 5, 4
+HELD_OUT = 1000
+TRAINING, QUICK_TRAINING = 20_000, 6_000
 SINGLE_SHARES = (1 / 8, 1 / 4, 1 / 2)
 PLAN_SHARES = (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
 PLANS, QUICK_PLANS = 40, 20
+PAIRS, QUICK_PAIRS = 60, 25
 SEED = 0
+PLAIN = "energy, no refit foreseen"
+
+RANK, AMONG, LEAST, MOST, COST = 0.9, 0.8, 0.1, 3.0, 0.02
+"""Goals: rank correlation of whole plans and of single axes, the median of predicted over observed, the cost."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,14 @@ NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
 }
 
 
+class Plain(Energy):
+    """The default score as if nothing were refitted after a cut."""
+
+    def reader(self, path: str, model: nn.Module, places: Tensor) -> Reader | None:
+        """Return that nothing is refitted."""
+        return None
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained network, and what the scores saw of it."""
@@ -176,3 +191,191 @@ def train(build: Callable[[int], nn.Module], data: Digits, epochs: int, scores: 
         score.active = False
         score.release()
     return Trained(model, anatomy, scores, data.held_out, held_out_loss(model, data.held_out))
+
+
+# -- predicted and observed --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cut: what was predicted, and what held-out data shows, in nats."""
+
+    predicted: float
+    plain: float
+    refitted: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a score predicts: rank correlation and median ratio, plain and refitted; and what its cuts cost."""
+
+    network: str
+    score: str
+    what: str
+    trials: int
+    rank: float
+    rank_refitted: float
+    ratio: float
+    ratio_refitted: float
+    nats: float
+    nats_refitted: float
+
+
+def agreement(network: str, score: str, what: str, trials: Sequence[Trial]) -> Agreement:
+    """Return what some cuts say of a score."""
+    predicted, plain, refitted = zip(*((t.predicted, t.plain, t.refitted) for t in trials), strict=True)
+
+    def ratio(observed: Sequence[float]) -> float:
+        return statistics.median(p / max(o, 1e-4) for p, o in zip(predicted, observed, strict=True))
+
+    ranks = (rank_correlation(predicted, plain), rank_correlation(predicted, refitted))
+    means = (statistics.fmean(plain), statistics.fmean(refitted))
+    return Agreement(network, score, what, len(trials), *ranks, ratio(plain), ratio(refitted), *means)
+
+
+def tried(trained: Trained, score: Score, prices: Mapping[str, Running], shares: Mapping[str, float]) -> Trial | None:
+    """Cut axes by so much each, in the order of a score; None if nothing is left to cut."""
+    axes = trained.anatomy.axes
+    keep = {name: axes[name].size - int(share * axes[name].size) for name, share in shares.items()}
+    nats = sum(prices[name][1][axes[name].size - kept] for name, kept in keep.items())
+    plan = make_plan(trained.anatomy, keep, {name: order for name, (order, _) in prices.items()}, nats)
+    if not plan.cuts:
+        return None
+    return Trial(nats, trained.observed(plan, None), trained.observed(plan, score.flows))
+
+
+def compare(network: str, trained: Trained, plans: int) -> Iterator[Agreement]:
+    """Cut single axes and whole plans by every score; the sizes are the same for all of them."""
+    lots = random.Random(SEED)
+    drawn = [{name: lots.choice(PLAN_SHARES) for name in trained.anatomy.axes} for _ in range(plans)]
+    for name, score in trained.scores.items():
+        found = {axis.name: score.removal_prices(axis, trained.model) for axis in trained.anatomy.axes.values()}
+        prices = {axis: running for axis, running in found.items() if running is not None}
+        single = [tried(trained, score, prices, {axis: share}) for axis in prices for share in SINGLE_SHARES]
+        whole = [tried(trained, score, prices, {axis: plan[axis] for axis in prices}) for plan in drawn]
+        for what, trials in (("single axes", single), ("whole plans", whole)):
+            yield agreement(network, name, what, [trial for trial in trials if trial is not None])
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+COSTED: Mapping[str, tuple[Callable[[], nn.Module], int]] = {
+    "cnn": (DigitsNet, 14),
+    "transformer": (lambda: Transformer(28, 128), 28),
+}
+"""Networks whose steps are long enough to be typical, and the side of the images that they read."""
+
+
+def cost(build: Callable[[], nn.Module], side: int, pairs: int) -> float:
+    """Return the share of a training step that the default score takes, spread over the steps between observations.
+
+    Observed and plain steps take turns; each is timed by the processor time of this process.
+    """
+    torch.manual_seed(SEED)
+    model = build()
+    x, y = torch.randn(BATCH, 1, side, side), torch.randint(0, 10, (BATCH,))
+    optimizer = torch.optim.AdamW(model.parameters())
+    axes = dissect(model, (x[:4],)).axes
+    score = open_score("energy", SEED)
+    score.watch(model, axes)
+    model.train()
+
+    def step_s(observed: bool) -> float:
+        score.active = observed
+        started = time.process_time()
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        if observed:
+            score.observe_gradients(model, axes)
+        optimizer.step()
+        return time.process_time() - started
+
+    times = [(step_s(True), step_s(False)) for _ in range(pairs + 3)][3:]
+    observed, plain = (statistics.median(each) for each in zip(*times, strict=True))
+    return (observed / plain - 1) / OBSERVE_EVERY
+
+
+# -- goals -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure beside what it should be."""
+
+    name: str
+    figure: float
+    goal: str
+    reached: bool
+
+
+def goals(found: Sequence[Agreement], costs: Mapping[str, float]) -> list[Goal]:
+    """Hold the default score against its goals, for each network."""
+    made = []
+    for network in dict.fromkeys(each.network for each in found):
+        by = {(each.score, each.what): each for each in found if each.network == network}
+        whole, single = by["energy", "whole plans"], by["energy", "single axes"]
+        ratio = whole.ratio_refitted
+        made += [
+            Goal(
+                f"{network}: rank correlation, whole plans",
+                whole.rank_refitted,
+                f">= {RANK}",
+                whole.rank_refitted >= RANK,
+            ),
+            Goal(
+                f"{network}: the same, single axes", single.rank_refitted, f">= {AMONG}", single.rank_refitted >= AMONG
+            ),
+            Goal(f"{network}: predicted / observed, whole plans", ratio, f"{LEAST} to {MOST}", LEAST <= ratio <= MOST),
+        ]
+        for other in ("magnitude", "random"):
+            theirs = by[other, "whole plans"]
+            name = f"{network}: rank correlation over that of {other}"
+            made.append(
+                Goal(
+                    name,
+                    whole.rank_refitted,
+                    f"> {theirs.rank_refitted:.2f}",
+                    whole.rank_refitted > theirs.rank_refitted,
+                )
+            )
+        theirs = by["random", "whole plans"]
+        name = f"{network}: mean nats of its plans, under those of random"
+        made.append(
+            Goal(name, whole.nats_refitted, f"< {theirs.nats_refitted:.3f}", whole.nats_refitted < theirs.nats_refitted)
+        )
+    made += [Goal(f"{name}: cost, share of a step", share, f"< {COST}", share < COST) for name, share in costs.items()]
+    return made
+
+
+def main() -> int:
+    """Run, print, and return 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less training, fewer plans")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    quick = arguments.quick
+    data, plans = digits(QUICK_TRAINING if quick else TRAINING), QUICK_PLANS if quick else PLANS
+    costs = {name: cost(*built, QUICK_PAIRS if quick else PAIRS) for name, built in COSTED.items()}
+    found: list[Agreement] = []
+    print(f"{'':39}rank correlation    predicted/observed  mean nats")
+    print(f"{'':39}plain    refitted   plain    refitted   plain    refitted")
+    for network, build in NETWORKS.items():
+        scores = {name: open_score(name, SEED) for name in SCORES} | {PLAIN: Plain()}
+        trained = train(build, data, QUICK_EPOCHS if quick else EPOCHS, scores)
+        print(f"{network}: held-out loss {trained.loss:.4f}, {len(trained.anatomy.axes)} axes", flush=True)
+        for each in compare(network, trained, plans):
+            found.append(each)
+            figures = (each.rank, each.rank_refitted, each.ratio, each.ratio_refitted, each.nats, each.nats_refitted)
+            print(f"  {each.what:12}{each.score:25}" + "".join(f"{figure:<10.3g}" for figure in figures), flush=True)
+    made = goals(found, costs)
+    for goal in made:
+        print(f"{'ok' if goal.reached else 'MISSED':7}{goal.name:52}{goal.figure:8.3f}   goal: {goal.goal}")
+    if arguments.json:
+        told = {"agreement": [asdict(each) for each in found], "goals": [asdict(goal) for goal in made]}
+        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+    return 0 if all(goal.reached for goal in made) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,9 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WIDEST_SECOND = 1024
 """Up to so many features their second moments are kept in pairs, for the refit and for prices after it."""
 
-POSITIONS = 2048
-"""So many positions of a batch are enough for moments; twice as many as features where those are more."""
+SHARE, FEWEST, POSITIONS = 8, 256, 2048
+"""Moments are taken of one in so many positions of a batch, but of at least (and at most) so many; and of no fewer than
+half the features."""
 
 SEQUENCES = 32
 """So many recorded sequences tell what a state space layer really reads."""
@@ -44,6 +45,7 @@ class Moments:
     mean: Tensor
     square: Tensor
     second: Tensor | None
+    between: Tensor
     positions: int
 
 
@@ -112,9 +114,10 @@ class Scores:
             if not (self.active and module.training and isinstance(x, Tensor) and x.requires_grad and x.ndim > 1):
                 return None
             moments = self._moments(module, x)
-            flow.size = torch.tensor(x.shape[2:])
+            flow.size = torch.tensor(x.shape[2:] if _layout(module)[0] else x.shape[1:-1], dtype=torch.int64)
             flow.blend("mean", moments.mean)
             flow.blend("square", moments.square)
+            flow.blend("between", moments.between)
             if moments.second is not None:
                 flow.blend("second", moments.second)
             flow.count(moments.positions)
@@ -137,10 +140,16 @@ class Scores:
         return hook
 
     def _felt(self, flow: Flow, module: nn.Module, gradient: Tensor) -> None:
-        fresh = self._sight.summed(energy(module, gradient.detach()))
-        # A gradient that overflowed is a step that the training leaves out.
-        old = torch.zeros_like(fresh) if flow.fisher is None else flow.fisher
-        flow.blend("fisher", torch.where(torch.isfinite(fresh).all(), fresh, old))
+        found = {"fisher": self._sight.summed(energy(module, gradient.detach()))}
+        if not isinstance(module, LRU):
+            total = per_sample(module, gradient.detach())
+            wide = total.shape[1] > WIDEST_SECOND
+            found["summed"] = self._sight.summed(total.square()) if wide else self._sight.coupled(total)
+        for name, fresh in found.items():
+            # A gradient that overflowed is a step that the training leaves out.
+            old = getattr(flow, name)
+            old = torch.zeros_like(fresh) if old is None or old.shape != fresh.shape else old
+            flow.blend(name, torch.where(torch.isfinite(fresh.sum()), fresh, old))
 
     def _moments(self, module: nn.Module, x: Tensor) -> Moments:
         """Return moments of what a layer reads; layers that read the same tensor share them."""
@@ -148,10 +157,14 @@ class Scores:
         if self._last and self._last[0]() is x and self._last[1] == key:
             known: Moments = self._last[2]
             return known
-        features = some_positions(module, x.detach()).float()
-        second = features @ features.T / features.shape[1] if len(features) <= WIDEST_SECOND else None
-        square = features.square().mean(1) if second is None else second.diagonal().clone()
-        found = Moments(features.mean(1), square, second, features.shape[1])
+        some = some_positions(module, x.detach()).float()
+        positions, features = some.shape
+        means = per_sample(module, x.detach()) * (features / x[0].numel())
+        if features > WIDEST_SECOND:
+            found = Moments(some.mean(0), some.square().mean(0), None, means.square().mean(0), positions)
+        else:
+            second, between = some.T @ some / positions, means.T @ means / len(means)
+            found = Moments(some.mean(0), second.diagonal(), second, between, positions)
         self._last = (weakref.ref(x), key, found)
         return found
 
@@ -220,9 +233,11 @@ class Scores:
     def forget(self, plan: Plan, axes: Mapping[str, Axis]) -> None:
         """Drop what is known of removed units; what is known of the others stays."""
         gone = {(removal.tensor, removal.dim): set(removal.indices) for removal in plan.removals}
-        for path, slot in dict.fromkeys(reader for axis in axes.values() for reader in axis.readers):
+        # A state space layer reads with two matrices what is one flow.
+        read = {path: slot for axis in axes.values() for path, slot in axis.readers if slot in gone}
+        for path, slot in read.items():
             flow = self.flows.get(path, Flow())
-            if slot in gone and flow.fisher is not None:
+            if flow.fisher is not None:
                 flow.keep(_others(len(flow.fisher), gone[slot]))
         for (tensor, dim), indices in gone.items():
             known = self.slopes.get(slot_name((tensor, dim)))
@@ -275,39 +290,56 @@ def _layout(module: nn.Module) -> tuple[bool, int]:
     return convolution, module.groups if isinstance(module, CONVOLUTIONS) else 1
 
 
-def _strided(x: Tensor, dim: int, sizes: tuple[int, ...], wanted: int) -> Tensor:
-    """Return about so many places of a dimension that was flattened from others, so that no column is left out."""
-    stride = max(1, x.shape[dim] // max(1, wanted))
-    while stride < x.shape[dim] and any(size > 1 and math.gcd(stride, size) > 1 for size in sizes):
+def _stride(places: int, wanted: int, sizes: Sequence[int]) -> int:
+    """Return every how many of the places of a grid are taken, so that no row or column of it is left out."""
+    stride = max(1, places // max(1, wanted))
+    while stride < places and any(size > 1 and math.gcd(stride, size) > 1 for size in sizes):
         stride += 1
-    index = [slice(None)] * x.ndim
-    index[dim] = slice(min(stride, x.shape[dim]) // 2, None, stride)
-    return x[tuple(index)]
+    return stride
 
 
-def _some(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """Return ``[samples, features, places]``: enough places of each sample; and how many there are of them in all."""
-    convolution, groups = _layout(module)
-    if convolution:
-        flat, sizes = x.flatten(2), tuple(x.shape[2:])
-    else:
-        flat, sizes = (x if x.ndim > 2 else x[:, None]).flatten(1, -2).transpose(1, 2), tuple(x.shape[1:-1])
-    wanted = max(POSITIONS, 2 * flat.shape[1])
-    some = _strided(flat, 2, sizes, wanted // len(flat))
-    if groups > 1:
-        some = torch.unflatten(some, 1, (groups, -1)).transpose(1, 2).flatten(2)
-    return some, flat.shape[2]
+def _enough(positions: int, features: int) -> int:
+    """Return how many positions tell the moments of so many features at a small part of the cost of the layer."""
+    return min(positions, max(features // 2, FEWEST, min(positions // SHARE, POSITIONS)))
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """Return ``[samples, features, places]`` of a convolution; groups share their features."""
+    return x if groups == 1 else x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(2)
 
 
 def some_positions(module: nn.Module, x: Tensor) -> Tensor:
-    """Return ``[features, positions]`` of what a layer reads; the groups of a grouped convolution share their features."""
-    some, _ = _some(module, x)
-    wanted = max(POSITIONS, 2 * some.shape[1])
-    return _strided(some, 0, (), wanted // some.shape[2]).transpose(0, 1).flatten(1)
+    """Return ``[positions, features]`` of what a layer reads, of some positions only."""
+    convolution, groups = _layout(module)
+    if not convolution:
+        rows = x.flatten(0, -2)
+        return rows[:: _stride(len(rows), _enough(len(rows), rows.shape[1]), x.shape[:-1])]
+    flat = x.flatten(2)
+    samples, features, places = flat.shape
+    stride = _stride(places, _enough(samples * places, features) // samples, x.shape[2:])
+    return _by_group(flat[..., stride // 2 :: stride], groups).transpose(1, 2).flatten(0, 1)
 
 
 def energy(module: nn.Module, gradient: Tensor) -> Tensor:
-    """Return the squared gradient per sample and feature, summed over places, ``[samples, features]``."""
-    some, places = _some(module, gradient)
-    _, groups = _layout(module)
-    return some.float().square().sum(2) * (places * groups / some.shape[2])
+    """Return the squared gradient per sample and feature, summed over places, ``[samples, features]``; from some places."""
+    convolution, groups = _layout(module)
+    if gradient.ndim == 2:
+        return gradient.float().square()
+    flat, sizes = (
+        (gradient.flatten(2), gradient.shape[2:]) if convolution else (gradient.flatten(1, -2), gradient.shape[1:-1])
+    )
+    dim = 2 if convolution else 1
+    samples, places, features = len(flat), flat.shape[dim], flat.shape[3 - dim]
+    stride = _stride(places, _enough(samples * places, features) // samples, sizes)
+    some = flat[..., stride // 2 :: stride] if convolution else flat[:, stride // 2 :: stride]
+    taken = places / some.shape[dim]
+    return _by_group(some, groups).float().square().sum(dim) * taken
+
+
+def per_sample(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the sum over all places of each sample, ``[samples, features]``."""
+    convolution, groups = _layout(module)
+    if not convolution:
+        return x.float() if x.ndim == 2 else x.flatten(1, -2).sum(1, dtype=torch.float32)
+    total = x.flatten(2).sum(2, dtype=torch.float32)
+    return total if groups == 1 else total.unflatten(1, (groups, -1)).sum(1)

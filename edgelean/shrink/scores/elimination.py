@@ -3,9 +3,13 @@
 Removed inputs of a layer are predicted from the kept ones by least squares. What the prediction misses is the
 conditional covariance of the removed given the kept, so removing a set R costs half the trace of F_RR times
 Cov(R | kept), with F the Fisher information at what the layer reads. With the inverse covariance Q of all that is left,
-removing inputs B next adds half the trace of F_BB inv(Q_BB), if F always includes what others, removed earlier, owe to
-the inputs that are left: x_B is then replaced by a combination of the rest, F and Q are updated, and so on. It is
-Gaussian elimination, of the inputs that matter least first.
+removing inputs B next misses inv(Q_BB) (Q x)_B. If F always includes what others, removed earlier, owe to the inputs that
+are left, that adds half the trace of F_BB times the covariance of what is missed; x_B is then replaced by a combination of
+the rest, F and Q are updated, and so on. It is Gaussian elimination, of the inputs that matter least first.
+
+A sample has many positions. Where the gradient is much the same at all of them (behind a mean over positions), errors
+of one sign add up over a sample; otherwise they average out. So there are two parts of everything: the means of samples
+with the summed gradients, and the rest with the rest of the gradients.
 """
 
 from __future__ import annotations
@@ -22,6 +26,36 @@ ROUNDS = 48
 """Units go in at most about so many rounds; those of one round are priced together."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of two kinds of error: those that a sample has in the mean, or those that differ within a sample.
+
+    Attributes
+    ----------
+    spread
+        Covariance of the inputs; `Reader` keeps it between the inverse covariances, Q spread Q.
+    fisher
+        Fisher information of the loss at the inputs.
+    """
+
+    spread: Tensor
+    fisher: Tensor
+
+    def missed(self, inverse: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return what goes with some inputs, in nats, where ``inverse`` is that of their own block of Q."""
+        error = inverse @ self.spread[rows, columns] @ inverse
+        return 0.5 * (error * self.fisher[rows, columns]).sum((-1, -2)).clamp_min(0)
+
+    def without(self, gone: Tensor, stay: Tensor, leaning: Tensor) -> Part:
+        """Return the part when some inputs have been replaced by a combination of others, ``leaning``."""
+        spread = self.spread[stay][:, gone] @ leaning
+        shared = self.fisher[stay][:, gone] @ leaning
+        return Part(
+            self.spread[stay][:, stay] + spread + spread.T + leaning.T @ self.spread[gone][:, gone] @ leaning,
+            self.fisher[stay][:, stay] + shared + shared.T + leaning.T @ self.fisher[gone][:, gone] @ leaning,
+        )
+
+
 @dataclass
 class Reader:
     """A layer that can be refitted, as it is when some of its inputs are gone.
@@ -29,48 +63,43 @@ class Reader:
     Attributes
     ----------
     inverse
-        Inverse covariance of the inputs that are left, ``[left, left]``, float64.
-    fisher
-        Fisher information of the loss at them, ``[left, left]``.
-    floor
-        What was added to the variances before they were inverted.
+        Inverse covariance Q of the inputs that are left, ``[left, left]``, float64.
+    parts
+        Errors in the mean of a sample, and within it.
     places
         Where the elements of each unit are among the inputs that are left, ``[units, elements]``.
     """
 
     inverse: Tensor
-    fisher: Tensor
-    floor: float
+    parts: tuple[Part, ...]
     places: Tensor
 
     @classmethod
-    def of(cls, covariance: Tensor, doubt: float, fisher: Tensor, places: Tensor) -> Reader:
+    def of(cls, parts: Sequence[tuple[Tensor, Tensor]], doubt: float, places: Tensor) -> Reader:
         """Return a layer that has lost nothing yet.
 
         Parameters
         ----------
-        covariance
-            Of its inputs, ``[features, features]``.
+        parts
+            Covariance and Fisher information, ``[features, features]``, of the means of samples and of what differs
+            within a sample; the covariances add up to that of all positions.
         doubt
-            One over the number of positions that it was estimated from: with fewer positions than inputs anything can be
-            predicted, so covariances are taken to be smaller by that much.
-        fisher
-            Diagonal of the Fisher information, ``[features]``.
+            One over the number of positions that they were estimated from: with fewer positions than inputs anything
+            can be predicted, so inputs are taken to be less alike by that much.
         """
-        size = len(covariance)
-        variance = covariance.diagonal().clamp_min(0)
-        trusted = 1 / (1 + size * doubt)
-        floor = RIDGE * float(variance.mean().clamp_min(1e-12))
-        shrunk = trusted * covariance + torch.diag((1 - trusted) * variance + floor)
-        return cls(torch.linalg.inv(shrunk), torch.diag(fisher), floor, places)
+        trusted = 1 / (1 + len(parts[0][0]) * doubt)
+        shrunk = [trusted * spread + (1 - trusted) * torch.diag(spread.diagonal()) for spread, _ in parts]
+        covariance = sum(shrunk[1:], shrunk[0])
+        floor = RIDGE * covariance.diagonal().mean().clamp_min(1e-12)
+        inverse = torch.linalg.inv(covariance + floor * torch.eye(len(covariance), dtype=covariance.dtype))
+        both = zip(shrunk, parts, strict=True)
+        return cls(inverse, tuple(Part(inverse @ spread @ inverse, fisher) for spread, (_, fisher) in both), places)
 
     def prices(self) -> Tensor:
         """Return what each unit that is left would add if it went alone, ``[units]`` in nats."""
         rows, columns = self.places[:, :, None], self.places[:, None, :]
-        missed = torch.linalg.inv(self.inverse[rows, columns])
-        owed = self.fisher[rows, columns]
-        ridge = self.floor * owed.diagonal(dim1=1, dim2=2).sum(1)
-        return 0.5 * ((owed * missed).sum((1, 2)) - ridge).clamp_min(0)
+        inverse = torch.linalg.inv(self.inverse[rows, columns])
+        return sum((part.missed(inverse, rows, columns) for part in self.parts), torch.zeros(len(rows)).double())
 
     def remove(self, units: Tensor) -> float:
         """Let units go; return what that adds, in nats."""
@@ -78,14 +107,12 @@ class Reader:
         left = torch.ones(len(self.inverse), dtype=torch.bool)
         left[gone] = False
         stay = left.nonzero()[:, 0]
-        missed = torch.linalg.inv(self.inverse[gone][:, gone])
-        owed, shared = self.fisher[gone][:, gone], self.fisher[stay][:, gone]
-        added = 0.5 * float(((owed * missed).sum() - self.floor * owed.trace()).clamp_min(0))
+        inverse = torch.linalg.inv(self.inverse[gone][:, gone])
+        added = sum(float(part.missed(inverse, gone[:, None], gone)) for part in self.parts)
         across = self.inverse[gone][:, stay]
-        leaning = -missed @ across
-        turned = shared @ leaning
+        leaning = -inverse @ across
         self.inverse = self.inverse[stay][:, stay] + across.T @ leaning
-        self.fisher = self.fisher[stay][:, stay] + turned + turned.T + leaning.T @ owed @ leaning
+        self.parts = tuple(part.without(gone, stay, leaning) for part in self.parts)
         others = torch.ones(len(self.places), dtype=torch.bool)
         others[units] = False
         self.places = (left.cumsum(0) - 1)[self.places[others]]

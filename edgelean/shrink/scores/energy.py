@@ -49,7 +49,7 @@ class Energy(Scores):
         readers, seen = [], False
         for path, slot in axis.readers:
             places = torch.from_numpy(axis.slots[slot])
-            reader = self._reader(path, model, places)
+            reader = self.reader(path, model, places)
             if reader is not None:
                 readers.append(reader)
                 continue
@@ -59,21 +59,18 @@ class Energy(Scores):
                 fixed += price.double().cpu()[places].sum(1)
         return (readers, fixed) if readers or seen else None
 
-    def _reader(self, path: str, model: nn.Module, places: Tensor) -> Reader | None:
+    def reader(self, path: str, model: nn.Module, places: Tensor) -> Reader | None:
         """Return a layer that can be refitted as far as it has been observed."""
         module, flow = model.get_submodule(path), self.flows.get(path, Flow())
-        covariance = flow.covariance()
-        if covariance is None or flow.fisher is None or flow.doubt is None or getattr(module, "groups", 1) != 1:
+        parts = flow.parts()
+        if parts is None or flow.doubt is None or getattr(module, "groups", 1) != 1:
             return None
-        if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            return None
-        return Reader.of(covariance.cpu(), float(flow.doubt), flow.fisher.double().cpu(), places)
+        return Reader.of(parts, float(flow.doubt), places) if isinstance(module, (nn.Linear, *CONVOLUTIONS)) else None
 
     def element_prices(self, path: str, slot: Slot) -> Tensor | None:
         """Return the price of each element that a reader reads, in nats, if it is not refitted."""
-        flow = self.flows.get(path, Flow())
-        variance = flow.variance()
-        if variance is not None and flow.fisher is not None:
-            return 0.5 * variance * flow.fisher
+        energy = self.flows.get(path, Flow()).energy()
+        if energy is not None:
+            return energy
         slope = self.slopes.get(slot_name(slot))
         return None if slope is None else 0.5 * slope

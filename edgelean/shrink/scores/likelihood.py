@@ -48,9 +48,16 @@ class Sight:
 
     def summed(self, energy: Tensor) -> Tensor:
         """Return the Fisher information from squared gradients per sample and feature, ``[samples, features]``."""
-        if self.weights is None or len(self.weights) != len(energy):
-            return energy.sum(0) * (self.factor * self.overall)
-        return self.weights.to(energy) @ energy * self.factor
+        return self._each(energy) @ energy
+
+    def coupled(self, gradients: Tensor) -> Tensor:
+        """Return it in pairs of features from gradients per sample, ``[samples, features]``."""
+        return gradients.T @ (self._each(gradients)[:, None] * gradients)
+
+    def _each(self, like: Tensor) -> Tensor:
+        if self.weights is None or len(self.weights) != len(like):
+            return like.new_full((len(like),), self.factor * self.overall)
+        return self.weights.to(like) * self.factor
 
 
 def of_labels(samples: int) -> Sight:
