@@ -137,7 +137,7 @@ class ScoreContract:
 
     def test_nothing_is_observed_while_it_is_not_active(self, bench: Bench) -> None:
         """Steps that are not observed leave no trace; neither do evaluations of a score that is active."""
-        score, model, axis = _watching(bench, bench.model)
+        score, model, _ = _watching(bench, bench.model)
         before = {name: tensor.clone() for name, tensor in score.tensors().items()}
         _step(bench, model)
         score.active = True
@@ -203,7 +203,7 @@ def _step(bench: Bench, model: nn.Module) -> Tensor:
     model.train()
     model.zero_grad()
     outputs: Tensor = model(bench.inputs)
-    nn.functional.cross_entropy(outputs, bench.targets).backward()
+    torch.autograd.backward(nn.functional.cross_entropy(outputs, bench.targets))
     return outputs.detach()
 
 

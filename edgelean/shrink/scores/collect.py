@@ -1,7 +1,7 @@
 """Moments of what layers read and of the gradients there, collected by hooks on a few steps of the training.
 
-All scores rest on this: what a score does not need for its own prices, the refit and the truncation of states do. Moments
-are taken of some positions of a batch only, and once where several layers read the same tensor.
+All scores rest on this: what a score does not need for its own prices, the refit and the truncation of states do.
+Moments are taken of some positions of a batch only, and once where several layers read the same tensor.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class Scores:
         return (), tuple(measured_prices(system, flow.fisher, flow.inputs).tolist())
 
     def spectrum(self, axis: Axis, model: nn.Module) -> tuple[float, ...]:
-        """Return what the units of an axis are worth, the most valuable first: prices, Hankel singular values for states."""
+        """Return what units are worth, the most valuable first: prices, Hankel singular values for states."""
         if axis.kind == "states":
             inputs = self.flows[axis.module()].inputs
             system = state_layer(model, axis.module()).system()
@@ -305,7 +305,7 @@ def _enough(positions: int, features: int) -> int:
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
     """Return ``[samples, features, places]`` of a convolution; groups share their features."""
-    return x if groups == 1 else x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(2)
+    return x if groups == 1 else torch.unflatten(x, 1, (groups, -1)).transpose(1, 2).flatten(2)
 
 
 def some_positions(module: nn.Module, x: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ def some_positions(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def energy(module: nn.Module, gradient: Tensor) -> Tensor:
-    """Return the squared gradient per sample and feature, summed over places, ``[samples, features]``; from some places."""
+    """Return the squared gradient, summed over the places of a sample, from some of them: ``[samples, features]``."""
     convolution, groups = _layout(module)
     if gradient.ndim == 2:
         return gradient.float().square()
@@ -342,4 +342,4 @@ def per_sample(module: nn.Module, x: Tensor) -> Tensor:
     if not convolution:
         return x.float() if x.ndim == 2 else x.flatten(1, -2).sum(1, dtype=torch.float32)
     total = x.flatten(2).sum(2, dtype=torch.float32)
-    return total if groups == 1 else total.unflatten(1, (groups, -1)).sum(1)
+    return total if groups == 1 else torch.unflatten(total, 1, (groups, -1)).sum(1)

@@ -3,9 +3,9 @@
 Removed inputs of a layer are predicted from the kept ones by least squares. What the prediction misses is the
 conditional covariance of the removed given the kept, so removing a set R costs half the trace of F_RR times
 Cov(R | kept), with F the Fisher information at what the layer reads. With the inverse covariance Q of all that is left,
-removing inputs B next misses inv(Q_BB) (Q x)_B. If F always includes what others, removed earlier, owe to the inputs that
-are left, that adds half the trace of F_BB times the covariance of what is missed; x_B is then replaced by a combination of
-the rest, F and Q are updated, and so on. It is Gaussian elimination, of the inputs that matter least first.
+removing inputs B next misses inv(Q_BB) (Q x)_B. If F always includes what others, removed earlier, owe to the inputs
+that are left, that adds half the trace of F_BB times the covariance of what is missed; x_B is then replaced by a
+combination of the rest, F and Q are updated, and so on. It is Gaussian elimination, of what matters least first.
 
 A sample has many positions. Where the gradient is much the same at all of them (behind a mean over positions), errors
 of one sign add up over a sample; otherwise they average out. So there are two parts of everything: the means of samples
@@ -103,7 +103,8 @@ class Reader:
 
     def remove(self, units: Tensor) -> float:
         """Let units go; return what that adds, in nats."""
-        gone = self.places[units].flatten().unique()
+        gone = self.places[units].flatten()
+        gone = torch.unique(gone)
         left = torch.ones(len(self.inverse), dtype=torch.bool)
         left[gone] = False
         stay = left.nonzero()[:, 0]

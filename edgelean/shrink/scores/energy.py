@@ -1,13 +1,12 @@
 """The energy that flows through a unit, seen by the loss: the price in nats of removing it. The default score.
 
-A layer that reads units and can be refitted loses what the kept units do not tell of the removed ones, their conditional
-covariance (controllability), times the Fisher information of the loss at what it reads (observability), halved. A layer
-that is not refitted loses the variance instead.
+A layer that reads units and can be refitted loses what the kept units do not tell of the removed ones, their
+conditional covariance (controllability), times the Fisher information of the loss at what it reads (observability),
+halved. A layer that is not refitted loses the variance instead.
 
 Some readers are never called as a module (the hidden weights of an LSTM). What they read is not seen, but what its
 removal does to first order is: the weights that read a unit times their gradients, summed. Its mean square over batches
-of n samples is one n-th of that over samples. Units that nothing reads as a module's weight, such as the places of
-queries and keys, are priced by the weights that make them in the same way.
+of n samples is one n-th of that over samples.
 
 References
 ----------
@@ -32,7 +31,7 @@ class Energy(Scores):
     """Half the energy that flows through a unit, after the refit, weighted by the Fisher information; in nats."""
 
     def unit_prices(self, axis: Axis, model: nn.Module) -> Tensor | None:
-        """Return what the removal of each unit alone costs after the refit, ``[size]`` in nats; None if nothing is known."""
+        """Return what the removal of each unit alone costs after the refit, ``[size]`` in nats; None if not known."""
         found = self._parts(axis, model)
         return None if found is None else sum((reader.prices() for reader in found[0]), found[1])
 

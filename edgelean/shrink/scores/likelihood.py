@@ -4,8 +4,8 @@ Squared gradients of the labels of the training are the *empirical* Fisher infor
 its training set by heart, long before the loss stops caring for what the model computes. The Fisher information itself
 takes the labels from the model. Where the loss is a softmax cross entropy, the gradient at the logits gives that away:
 it is the probabilities less one at the label, times a scale. What a sample's squared gradients have to be multiplied
-with is then known from its logits alone, and so is the scale of the loss (a mean over tokens, a loss that is divided for
-the accumulation of gradients, a gradient scaler).
+with is then known, and so is the scale of the loss (a mean over tokens, a loss that is divided for the accumulation of
+gradients, a gradient scaler).
 
 References
 ----------
@@ -71,8 +71,8 @@ def of_cross_entropy(logits: Tensor, gradient: Tensor) -> Sight | None:
     Parameters
     ----------
     logits, gradient
-        ``[samples, classes]``, ``[samples, tokens, classes]``, or ``[samples, classes, height, width]``, and the gradient
-        of the loss there. Tokens without a gradient were ignored by the loss.
+        ``[samples, classes]``, ``[samples, tokens, classes]``, or ``[samples, classes, height, width]``, and the
+        gradient of the loss there. Tokens without a gradient were ignored by the loss.
     """
     if logits.ndim < 2 or not logits.is_floating_point():
         return None

@@ -13,12 +13,12 @@ from edgelean.shrink.scores.protocol import Running
 class Shares(Scores):
     """A score without a currency of its own: a whole axis costs one, and a unit its share of that.
 
-    The allocator then gives up equal shares of what the axes are worth by this score, weighed by what they save. States of
-    a state space layer are balanced as ever, and their prices scaled in the same way.
+    The allocator then gives up equal shares of what the axes are worth by this score, weighed by what they save. States
+    of a state space layer are balanced as ever, and their prices scaled in the same way.
     """
 
     def worth(self, axis: Axis, model: nn.Module) -> Tensor | None:
-        """Return what the units of an axis are worth next to each other, ``[size]``, none below 0; None if not known."""
+        """Return what units are worth next to each other, ``[size]``, none below 0; None if not known."""
         raise NotImplementedError
 
     def unit_prices(self, axis: Axis, model: nn.Module) -> Tensor | None:
