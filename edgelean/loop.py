@@ -26,7 +26,7 @@ from edgelean.reading import Reading, incomparable
 from edgelean.shrink.cut import Contents, Held, cloned, put_back, saved, saved_model, saved_optimizer
 from edgelean.shrink.followers import Follower
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
 from edgelean.surgery import Patient, guilty, operate
@@ -82,7 +82,7 @@ class Pending:
     ----------
     network, optimizer
         What they were.
-    moments
+    scores
         What the scores had observed.
     followers
         What the other followers were.
@@ -90,7 +90,7 @@ class Pending:
 
     network: Contents
     optimizer: Held
-    moments: Mapping[str, Mapping[str, Tensor]]
+    scores: Mapping[str, Tensor]
     followers: tuple[Contents | Held, ...] = ()
 
 
@@ -170,7 +170,8 @@ class ClosedLoop:
         self.record: Record = lambda event, step, **fields: None
         self._width = bench.step_width(around.board)
         self._floor = max(bench.profile.control.floor, self._width)
-        self.scores = Scores()
+        # The seed of the training is that of a score that draws numbers, too.
+        self.scores: Score = open_score(bench.profile.control.score, torch.initial_seed())
         self.scores.watch(bench.model, bench.anatomy.axes)
         self.full_size = self.ranks.first(bench.read)
         self.limits = limits_of(bench.profile, self.full_size)
@@ -319,9 +320,9 @@ class ClosedLoop:
         return True
 
     def _snapshot(self) -> Pending:
-        moments = {path: cloned(flow.tensors()) for path, flow in self.scores.flows.items()}
+        seen = cloned(self.scores.tensors())
         others = tuple(saved(follower) for follower in self.around.followers)
-        return Pending(saved_model(self.bench.model), saved_optimizer(self.optimizer), moments, others)
+        return Pending(saved_model(self.bench.model), saved_optimizer(self.optimizer), seen, others)
 
     def _restore(self) -> None:
         pending, self.progress.pending, self.progress.doubts = self.progress.pending, None, 0
@@ -329,7 +330,7 @@ class ClosedLoop:
             kept = (pending.network, pending.optimizer, *pending.followers)
             for follower, before in zip((self.model, self.optimizer, *self.around.followers), kept, strict=True):
                 put_back(follower, before)
-            self.scores.put_back(pending.moments)
+            self.scores.put_back(pending.scores)
             self.look_again()
 
     def _ban(self, plan: Plan, refusal: LawError, step: int) -> None:
@@ -381,7 +382,8 @@ class ClosedLoop:
     # -- scores and reach ----------------------------------------------------------------------------------------------
 
     def _watch_the_order(self) -> None:
-        prices = [self.scores.unit_prices(axis) for axis in self.bench.anatomy.axes.values() if axis.kind != "states"]
+        network, axes = self.bench.model, self.bench.anatomy.axes.values()
+        prices = [self.scores.unit_prices(axis, network) for axis in axes if axis.kind == "channels"]
         order = tuple(price for axis in prices if axis is not None for price in axis.tolist())
         agreement = self.progress.agreement
         if len(order) == len(self.progress.order) > 1:

@@ -17,6 +17,7 @@ from edgelean.errors import EdgeleanError, InputError
 from edgelean.shelf import shelf
 
 Quantity = Literal["latency", "energy"]
+ScoreName = Literal["energy", "magnitude", "taylor", "activation", "batch_norm", "random"]
 
 _UNITS: Mapping[Quantity, Mapping[str, float]] = {
     "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
@@ -177,6 +178,12 @@ class ControlSettings(Frozen):
     )
     margin: FiniteFloat = knob(
         0.03, "share of the budget", "The controller aims this far below each budget.", ge=0, lt=0.5
+    )
+    score: ScoreName = knob(
+        "energy",
+        "name of a score",
+        'How units are priced: "energy" in nats of the loss, or for comparison "magnitude", "taylor", "activation", '
+        '"batch_norm", "random".',
     )
     floor: PositiveInt = knob(8, "units", "No axis is cut below this many units (channels, heads, states).")
     recovery_steps: PositiveInt | None = knob(

@@ -17,8 +17,6 @@ from edgelean.shrink.followers import Groups, groups_of, leave
 from edgelean.training.checkpoint import Checkpoint, joined_state, split_state
 from edgelean.training.trainer import Session
 
-Moments = Mapping[str, Mapping[str, Tensor]]
-
 
 def pack(session: Session, step: int, epoch: int) -> Checkpoint:
     """Return what decides how a training goes on.
@@ -76,8 +74,7 @@ def unpack(checkpoint: Checkpoint, session: Session) -> Unpacked:
 def pack_loop(loop: ClosedLoop) -> Checkpoint:
     """Return what the closed loop remembers."""
     progress, pending = loop.progress, loop.progress.pending
-    tensors = _under("flow", _flat({path: flow.tensors() for path, flow in loop.scores.flows.items()}))
-    tensors |= _under("slope", loop.scores.slopes)
+    tensors = _under("scores", loop.scores.tensors())
     values: dict[str, Any] = {
         "control": progress.controller.to_json(),
         "order": progress.order,
@@ -94,7 +91,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
     if pending is not None:
         state, plain = split_state(pending.optimizer.state)
         tensors |= _under("pending/model", pending.network.tensors) | _under("pending/optimizer", state)
-        tensors |= _under("pending/flow", _flat(pending.moments))
+        tensors |= _under("pending/scores", pending.scores)
         values["pending"] = {
             "optimizer": plain,
             "numbers": dict(pending.network.numbers),
@@ -113,8 +110,7 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}
     progress.banned = dict(values["banned"])
     loop.scores.active, progress.done = values["active"], values["done"]
-    loop.scores.put_back(_nested(checkpoint.part("flow/")))
-    loop.scores.slopes = checkpoint.part("slope/")
+    loop.scores.put_back(checkpoint.part("scores/"))
     loop.look_again()
     if values["pending"] is not None:
         tensors, kept = checkpoint.part("pending/model/"), values["pending"]
@@ -122,7 +118,7 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
         progress.pending = Pending(
             Contents(tensors, kept["numbers"], session.modules),
             Held(session.groups, state),
-            _nested(checkpoint.part("pending/flow/")),
+            checkpoint.part("pending/scores/"),
         )
 
 
@@ -136,15 +132,3 @@ def _detour(plain: Mapping[str, Any]) -> Detour:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
-
-
-def _flat(moments: Moments) -> dict[str, Tensor]:
-    return {f"{path}/{name}": tensor for path, flow in moments.items() for name, tensor in flow.items()}
-
-
-def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    moments: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        path, _, name = key.rpartition("/")
-        moments.setdefault(path, {})[name] = tensor
-    return moments

@@ -13,7 +13,7 @@ from edgelean.shrink import law, refit
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.followers import Follower, counterpart
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.scores import Score
 from edgelean.shrink.wrappers import Ranks, synchronise
 
 
@@ -47,7 +47,7 @@ class Operation:
     notes: tuple[str, ...]
 
 
-def operate(patient: Patient, plan: Plan, scores: Scores) -> Operation:
+def operate(patient: Patient, plan: Plan, scores: Score) -> Operation:
     """Apply a plan, the first process's in all of them, and check that the cut model obeys the law.
 
     Channels and blocks are compared with the masked model, a truncated state space layer with its reduced system.

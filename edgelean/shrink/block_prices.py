@@ -33,7 +33,7 @@ def watch_block(model: nn.Module, axis: Axis, samples: Observed, take: Callable[
     samples
         Asked whenever the block is called.
     take
-        Gets the mean over samples of ``(g . r)^2``, ``[1]``, in each backward pass of an observed step.
+        Gets ``(g . r)^2`` of each sample, ``[samples, 1]``, in each backward pass of an observed step.
     """
     last = axis.detours[-1]
 
@@ -58,10 +58,4 @@ def _energy(gradient: Tensor, branch: Tensor, samples: int) -> Tensor:
     """
     each = gradient * branch
     place = next((dim for dim, size in enumerate(each.shape) if size == samples), 0)
-    per_sample = each.movedim(place, 0).flatten(1).sum(1) * samples
-    return per_sample.square().mean().reshape(1)
-
-
-def price_of(energy: Tensor | None) -> Tensor | None:
-    """Return the price of a block in nats, ``[1]``; None before any observation."""
-    return None if energy is None else 0.5 * energy.double().cpu()
+    return each.movedim(place, 0).flatten(1).sum(1, keepdim=True).square()

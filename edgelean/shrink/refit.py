@@ -23,10 +23,7 @@ from torch.nn import functional
 from edgelean.shrink.axes import Anatomy
 from edgelean.shrink.cut import Tensors, tensors_of
 from edgelean.shrink.plan import Plan
-from edgelean.shrink.scores import Flow
-
-RIDGE = 1e-3
-"""Of the mean variance; keeps the prediction of a unit from leaning on differences of units that are nearly alike."""
+from edgelean.shrink.scores import RIDGE, Flow
 
 _CONVOLVE: dict[type[nn.Module], Any] = {
     nn.Conv1d: functional.conv1d,
