@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from edgelean.errors import LawError
-from edgelean.shrink import law
+from edgelean.shrink import cut, law
 from edgelean.shrink.attributes import Attribute, numbers_of, set_numbers
 from edgelean.shrink.axes import dissect
-from edgelean.shrink.plan import make_plan
+from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.prove import halved, prove
 from edgelean.shrink.trace import trace
 
@@ -169,3 +172,95 @@ def test_numbers_of_a_model_can_be_put_back():
     model.heads, model.inner = 3, 18
     set_numbers(model, before)
     assert (model.heads, model.inner) == (4, 24)
+
+
+class Shared(nn.Module):
+    """Layers that read one configuration, in every call."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.up, self.down = nn.Linear(24, config.inner), nn.Linear(config.inner, 24)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)).view(*x.shape[:2], self.config.inner))
+
+
+def test_a_number_that_layers_share_ties_their_widths():
+    config = SimpleNamespace(inner=40, layers=2)
+    model = nn.Sequential(Shared(config), Shared(config), nn.Linear(24, 3))
+    found, proof = proved(model)
+    (inner,) = proof.applied(found).axes.values()
+    assert {("0.up.weight", 0), ("1.up.weight", 0)} <= set(inner.slots)
+    cut.apply(model, make_plan(proof.applied(found), {inner.name: 7}, {inner.name: range(40)}, 0.0))
+    assert (config.inner, config.layers) == (7, 2)
+    assert model(X).shape == (3, 5, 3)
+
+
+class Joined(nn.Module):
+    """Holds the sum of two widths, and each of them in a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.parts = 28, (20, 8)
+        self.one, self.two, self.out = nn.Linear(24, 20), nn.Linear(24, 8), nn.Linear(28, 3)
+
+    def forward(self, x):
+        joined = torch.cat([self.one(x), self.two(x)], -1).view(-1, self.both)
+        a, b = joined.split(self.parts, -1)
+        return self.out(torch.cat([torch.relu(a), b], -1))
+
+
+def test_a_number_that_is_a_sum_follows_each_of_its_parts():
+    model = Joined()
+    found, proof = proved(model)
+    anatomy = proof.applied(found)
+    cut.apply(model, make_plan(anatomy, {"one": 11, "two": 6}, {"one": range(20), "two": range(8)}, 0.0))
+    assert (model.both, model.parts) == (17, (11, 6))
+
+
+def test_a_cut_of_nested_numbers_is_taken_back_by_name():
+    model = Joined()
+    before, tensors = numbers_of(model), cut.cloned(cut.tensors_of(model))
+    found, proof = proved(model)
+    cut.apply(model, make_plan(proof.applied(found), {"one": 11}, {"one": range(20)}, 0.0))
+    cut.restore(model, tensors, json.loads(json.dumps(before)))
+    assert (model.both, model.parts) == (28, (20, 8))
+    assert numbers_of(model) == before
+
+
+class Scaled(nn.Module):
+    """Holds its width twice: as a size, and in a factor that must not follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.size, self.root = 16, 16
+        self.one, self.two = nn.Linear(24, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.two(torch.relu(self.one(x)).reshape(-1, self.size) * self.root**-0.5)
+
+
+def test_a_number_that_is_no_size_does_not_follow():
+    _, proof = proved(Scaled())
+    assert proof.attributes["one"] == (Attribute("", "size"),)
+
+
+class Remembers(nn.Module):
+    """Keeps what it computed for the next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.seen = nn.Linear(24, 16), nn.Linear(16, 3), None
+
+    def forward(self, x):
+        y = torch.relu(self.one(x))
+        if self.seen is None:
+            self.seen = torch.ones_like(y)
+        return self.two(y * self.seen)
+
+
+def test_trials_leave_nothing_behind_in_a_model_that_remembers():
+    model = Remembers().eval()
+    assert law.misfit(model, Plan((), (), {}, 0.0), (X,)) == ""
+    assert model.seen is None

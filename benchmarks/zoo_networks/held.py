@@ -71,7 +71,7 @@ class InDictionary(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes = {"stem": 24, "parts": [8, 4, 12]}
+        self.sizes: dict[str, Any] = {"stem": 24, "parts": [8, 4, 12]}
         self.stem = nn.Conv2d(3, 24, 3, padding=1)
         self.wide = nn.Conv2d(8, 16, 3, padding=1)
         self.tall, self.deep = nn.Conv2d(4, 16, (5, 1), padding=(2, 0)), nn.Conv2d(12, 16, 1)

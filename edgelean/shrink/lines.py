@@ -101,10 +101,10 @@ def _lines(found: Trace) -> Iterator[tuple[Line, frozenset[str]]]:
         inside = frozenset(["", *(".".join(owner[:depth]) for depth in range(1, len(owner) + 1))])
         yield from ((line, inside) for line in value.labels if line is not None)
     for node in found.program.graph.nodes:
-        value = found.values.get(node.name)
-        if node.op == "call_function" and value is not None:
+        result = found.values.get(node.name)
+        if node.op == "call_function" and result is not None:
             inside = _modules(node.meta.get("nn_module_stack") or {})
-            yield from ((line, inside) for line in value.labels if line is not None)
+            yield from ((line, inside) for line in result.labels if line is not None)
 
 
 def _modules(stack: Mapping[str, tuple[str, object]]) -> frozenset[str]:

@@ -236,7 +236,7 @@ def _contraction(step: Step, values: Mapping[str, Value], sizes: _Sizes) -> Cont
     flow = step.flow
     form: Form = "product"
     stacks: Extent = ()
-    left, right = (values[name] for name in step.inputs[:2]) if len(step.inputs) > 1 else (values[step.inputs[0]],) * 2
+    left, right = (values[name] for name in step.read[:2]) if len(step.read) > 1 else (values[step.read[0]],) * 2
     if step.operator.startswith("conv"):
         transposed = "transpose" in step.operator
         groups = (flow.outputs[0] if transposed else left).shape[1] // right.shape[1]

@@ -20,12 +20,21 @@ from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of the traced graph, in the order of execution."""
+    """One operator of the traced graph, in the order of execution.
+
+    Attributes
+    ----------
+    inputs
+        The operators, parameters and inputs that made what it reads.
+    read
+        What it reads; another name where an operator makes several tensors.
+    """
 
     name: str
     operator: str
     inputs: tuple[str, ...]
     flow: Flow
+    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,8 @@ def _call(
         outputs = tuple(replace(out, constant=True) for out in flow.outputs)
         flow = Flow(outputs, "free")
     single = isinstance(node.meta.get("val"), Tensor)
-    return Step(node.name, name, sources, flow), flow.outputs[0] if single else flow.outputs
+    read = tuple(source.name for source in node.all_input_nodes)
+    return Step(node.name, name, sources, flow, read), flow.outputs[0] if single else flow.outputs
 
 
 def _root_name(node: GraphNode) -> str:

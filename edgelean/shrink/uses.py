@@ -21,11 +21,11 @@ from edgelean.shrink.attributes import Attribute, numbers_of, set_number, set_nu
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class _Recorded(TorchDispatchMode):
+class _Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Notes the shape of everything that an operator returns."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.shapes: list[tuple[int, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,7 +42,10 @@ def shapes_of(run: Callable[[], object]) -> Shapes:
 
 
 def used_kinds(
-    model: nn.Module, kinds: Mapping[str, Sequence[Attribute]], run: Callable[[], object], failures: tuple[type, ...]
+    model: nn.Module,
+    kinds: Mapping[str, Sequence[Attribute]],
+    run: Callable[[], object],
+    failures: tuple[type[Exception], ...],
 ) -> frozenset[str]:
     """Return which kinds of numbers matter to the shapes of the tensors that a model computes.
 
