@@ -156,3 +156,44 @@ def test_a_graph_in_which_a_part_is_written_says_so_without_writing():
     operators = {step.operator for step in trace(model, (torch.randn(2, 5, 6),)).steps}
     assert "copy_" not in operators
     assert "slice_scatter" in operators
+
+
+class Quantised(nn.Linear):
+    """Signs of the weights, times their mean size."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.sign() * self.weight.abs().mean(), self.bias)
+
+
+def test_statistics_of_weights_are_taken_over_the_units_that_are_kept():
+    model, probe = (
+        nn.Sequential(nn.Linear(3, 8), nn.ReLU(), Quantised(8, 8), nn.ReLU(), nn.Linear(8, 2)),
+        (torch.randn(2, 3),),
+    )
+    anatomy = dissect(model, probe)
+    assert len(anatomy.axes) == 2
+    assert anatomy.statistics == set(anatomy.axes)
+    assert_cut_is_masked(model, anatomy, probe)
+
+
+class Experts(nn.Module):
+    """Rows sorted by expert, and a matrix for each expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(2, 16, 8)), nn.Parameter(torch.randn(2, 8, 16))
+
+    def forward(self, x):
+        ends = torch.tensor([3, 5], dtype=torch.int32)
+        hidden = F.grouped_mm(x.bfloat16(), self.first.bfloat16(), offs=ends).relu()
+        return F.grouped_mm(hidden, self.second.bfloat16(), offs=ends).to(x.dtype)
+
+
+def test_experts_lose_hidden_units_but_no_expert():
+    anatomy = dissect(Experts(), (torch.randn(5, 16),))
+    (axis,) = anatomy.axes.values()
+    assert {slot: elements.shape for slot, elements in axis.slots.items()} == {
+        ("first", 2): (8, 1),
+        ("second", 1): (8, 1),
+    }
+    assert {reader[1] for reader in axis.readers} == {("second", 1)}

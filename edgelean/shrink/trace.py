@@ -251,7 +251,7 @@ def _call(
     if all(value.constant for value in call.tensors()):
         # Known before any input arrives: the exporter folds it into a weight.
         outputs = tuple(replace(out, constant=True) for out in flow.outputs)
-        flow = Flow(outputs, "free")
+        flow = Flow(outputs, "free", over=flow.over)
     single = isinstance(node.meta.get("val"), Tensor)
     return Step(node.name, name, sources, flow), flow.outputs[0] if single else flow.outputs
 

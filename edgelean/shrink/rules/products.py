@@ -43,6 +43,23 @@ def _product(call: Call, a: Value, b: Value) -> Flow:
     )
 
 
+@rule("grouped_mm_fallback", "_grouped_mm", "grouped_mm")
+def _by_expert(call: Call) -> Flow:
+    """Rows are sorted by expert, and each expert's rows are multiplied with its own matrix."""
+    rows, weight = call.arguments[:2]
+    if len(rows.shape) != 2 or len(weight.shape) != 3:
+        return unknown(call)
+    call.labels.unify(rows.labels[1], weight.labels[1], SUMMED)
+    call.labels.freeze(weight.labels[0], "experts are chosen by their number")
+    return Flow(
+        (Value(call.shapes[0], (rows.labels[0], weight.labels[2])),),
+        "contract",
+        rows=sizes(rows, (0,)),
+        columns=sizes(weight, (2,)),
+        depth=sizes(rows, (1,)),
+    )
+
+
 @rule("mv", "dot", "vdot", "inner")
 def _vector_product(call: Call) -> Flow:
     a, b = call.arguments[:2]
