@@ -8,6 +8,7 @@ from test_rules import WIDTH, Around, Images, assert_cut_is_masked
 from torch import nn
 from torch.nn import functional as F
 
+from edgelean.errors import InputError
 from edgelean.shrink import cut
 from edgelean.shrink.axes import dissect
 from edgelean.shrink.prove import halved
@@ -196,4 +197,16 @@ def test_experts_lose_hidden_units_but_no_expert():
         ("first", 2): (8, 1),
         ("second", 1): (8, 1),
     }
-    assert {reader[1] for reader in axis.readers} == {("second", 1)}
+
+
+def test_sizes_that_depend_on_the_data_are_refused_in_words():
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x[x[:, 0] > 0])).sum(0)
+
+    with pytest.raises(InputError, match="depends on the data"):
+        dissect(Chosen(), (torch.randn(3, 4),))

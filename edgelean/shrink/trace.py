@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node as GraphNode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from edgelean.errors import InputError
 from edgelean.shrink.in_training import enough, read_in_training
@@ -266,7 +267,14 @@ def _root_name(node: GraphNode) -> str:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+    if not isinstance(value, Tensor):
+        return ()
+    if any(free_unbacked_symbols(size) for size in value.shape):
+        raise InputError(
+            f"a tensor of shape {tuple(value.shape)} in the model depends on the data, so its units cannot be followed: "
+            "write the model with tensors of fixed shapes, such as torch.where instead of picking rows with a mask"
+        )
+    return tuple(int(size) for size in value.shape)
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
