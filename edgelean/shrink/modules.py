@@ -74,7 +74,10 @@ def _align_embedding(module: Any) -> None:
 
 
 def _align_recurrent(module: Any) -> None:
-    module.hidden_size, module.input_size = module.weight_hh_l0.shape[1], module.weight_ih_l0.shape[1]
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    module.hidden_size, module.input_size = module.weight_ih_l0.shape[0] // gates, module.weight_ih_l0.shape[1]
+    if module.proj_size:
+        module.proj_size = module.weight_hh_l0.shape[1]
 
 
 def _align_cell(module: Any) -> None:

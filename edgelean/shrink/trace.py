@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator as python_operator
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node as GraphNode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from edgelean.errors import InputError
 from edgelean.shrink.blocks import Block, find_blocks, idle_sums
+from edgelean.shrink.in_training import enough, read_in_training
 from edgelean.shrink.labels import Labels, Value
 from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
 
@@ -103,34 +106,73 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
         If torch.export cannot trace the model; says where.
     """
     labels = Labels()
+    walk = _Walk(model, labels, {}, {})
     program = _exported(model, example)
-    signature = program.graph_signature
-    first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    names = {
-        key: first.get(id(_tensor(model, name)), name)
-        for key, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
-    }
-    objects: dict[int, Value] = {}
-    tensors: dict[str, Value] = {}
-    values: dict[str, Value | tuple[Value, ...]] = {}
-    steps: list[Step] = []
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            values[node.name] = _placeholder(model, node, names.get(node.name), labels, objects, tensors)
-        elif node.op == "call_function":
-            step, out = _call(node, labels, values)
-            values[node.name] = out
-            if step is not None:
-                steps.append(step)
-    for name in signature.user_outputs:
-        value = values.get(name) if isinstance(name, str) else None
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, Value):
-                labels.freeze_all(part, "it is an output of the model")
-    flat = {name: value for name, value in values.items() if isinstance(value, Value)}
-    reads, outputs = _reads(program, names), frozenset(map(_root_name, program.graph.output_node().all_input_nodes))
+    names, values, steps = walk.along(program)
+    reads = dict.fromkeys(_reads(program, names))
+    if read_in_training(model, example, _used(program, names)):
+        reads |= dict.fromkeys(_in_training(walk, example))
+    outputs = frozenset(map(_root_name, program.graph.output_node().all_input_nodes))
     idle = {total.name: _root_name(stream) for total, stream in idle_sums(program.graph).items()}
-    return Trace(labels, tensors, flat, tuple(steps), names, program, reads, outputs, idle)
+    return Trace(labels, walk.tensors, values, steps, names, program, tuple(reads), outputs, idle)
+
+
+def _used(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> set[str]:
+    """Return the names of the parameters and buffers that a graph reads; it holds all there are."""
+    return {names[node.name] for node in program.graph.nodes if node.name in names and node.users}
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Labels that are carried through one or several graphs of a model.
+
+    Attributes
+    ----------
+    objects, tensors
+        The parameters and buffers met so far, by identity and by name.
+    """
+
+    model: nn.Module
+    labels: Labels
+    objects: dict[int, Value]
+    tensors: dict[str, Value]
+
+    def along(self, program: torch.export.ExportedProgram) -> tuple[dict[str, str], dict[str, Value], tuple[Step, ...]]:
+        """Carry labels through a graph; return the names of its parameters, its tensors and its operators."""
+        model, labels, signature = self.model, self.labels, program.graph_signature
+        first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        names = {
+            key: first.get(id(_tensor(model, name)), name)
+            for key, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
+        }
+        values: dict[str, Value | tuple[Value, ...]] = {}
+        steps: list[Step] = []
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                values[node.name] = _placeholder(model, node, names.get(node.name), labels, self.objects, self.tensors)
+            elif node.op == "call_function":
+                step, out = _call(node, labels, values)
+                values[node.name] = out
+                if step is not None:
+                    steps.append(step)
+        for name in signature.user_outputs:
+            value = values.get(name) if isinstance(name, str) else None
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Value):
+                    labels.freeze_all(part, "it is an output of the model")
+        return names, {name: value for name, value in values.items() if isinstance(value, Value)}, tuple(steps)
+
+
+def _in_training(walk: _Walk, example: tuple[Tensor, ...]) -> tuple[tuple[str, int], ...]:
+    """Carry labels through the graph of the training, too; return the dimensions that it sums over."""
+    try:
+        program = _exported(walk.model, enough(example), training=True)
+    except InputError as error:
+        for value in walk.tensors.values():
+            walk.labels.freeze_all(value, f"the training reads parameters that evaluation does not, and {error}")
+        return ()
+    names, _, _ = walk.along(program)
+    return _reads(program, names)
 
 
 def _reads(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
@@ -147,15 +189,17 @@ def _reads(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> t
     return tuple(found)
 
 
-def _exported(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def _exported(model: nn.Module, example: tuple[Tensor, ...], *, training: bool = False) -> torch.export.ExportedProgram:
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    model.train(training)
     try:
         # Without gradients a model's own no_grad blocks change nothing, and are not wrapped into graphs of their own.
         with torch.no_grad(), warnings.catch_warnings():
             # An LSTM of torch assigns a list of its own parameters.
             warnings.filterwarnings("ignore", message=".*were assigned during export", category=UserWarning)
-            return torch.export.export(model, example)
+            # torch's own decompositions use what torch deprecates.
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            return _functional(torch.export.export(model, example))
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -164,6 +208,24 @@ def _exported(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.Exp
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+VIEWS = ("slice", "select", "narrow", "unbind", "split", "split_with_sizes", "chunk", "diagonal")
+WRITES = re.compile(r"(copy|fill|zero|(index|masked|scatter)\w*)_")
+
+
+def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a graph in which nothing is written into a part of a tensor: the tensor has to know of it."""
+    for node in program.graph.nodes:
+        operator = str(getattr(node.target, "_opname", ""))
+        target = node.args[0] if node.args else None
+        while isinstance(target, GraphNode) and target.target is python_operator.getitem:
+            target = target.args[0]
+        part = isinstance(target, GraphNode) and str(getattr(target.target, "_opname", "")) in VIEWS
+        if WRITES.fullmatch(operator) or (part and operator.endswith("_") and not operator.endswith("__")):
+            functional: torch.export.ExportedProgram = program.run_decompositions({})
+            return functional
+    return program
 
 
 def _placeholder(
@@ -216,7 +278,7 @@ def _call(
     if all(value.constant for value in call.tensors()):
         # Known before any input arrives: the exporter folds it into a weight.
         outputs = tuple(replace(out, constant=True) for out in flow.outputs)
-        flow = Flow(outputs, "free")
+        flow = Flow(outputs, "free", over=flow.over)
     single = isinstance(node.meta.get("val"), Tensor)
     read = tuple(source.name for source in node.all_input_nodes)
     return Step(node.name, name, sources, flow, read), flow.outputs[0] if single else flow.outputs
@@ -232,7 +294,14 @@ def _root_name(node: GraphNode) -> str:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+    if not isinstance(value, Tensor):
+        return ()
+    if any(free_unbacked_symbols(size) for size in value.shape):
+        raise InputError(
+            f"a tensor of shape {tuple(value.shape)} in the model depends on the data, so its units cannot be followed: "
+            "write the model with tensors of fixed shapes, such as torch.where instead of picking rows with a mask"
+        )
+    return tuple(int(size) for size in value.shape)
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:

@@ -43,6 +43,23 @@ def _product(call: Call, a: Value, b: Value) -> Flow:
     )
 
 
+@rule("grouped_mm_fallback", "_grouped_mm", "grouped_mm")
+def _by_expert(call: Call) -> Flow:
+    """Rows are sorted by expert, and each expert's rows are multiplied with its own matrix."""
+    rows, weight = call.arguments[:2]
+    if len(rows.shape) != 2 or len(weight.shape) != 3:
+        return unknown(call)
+    call.labels.unify(rows.labels[1], weight.labels[1], SUMMED)
+    call.labels.freeze(weight.labels[0], "experts are chosen by their number")
+    return Flow(
+        (Value(call.shapes[0], (rows.labels[0], weight.labels[2])),),
+        "contract",
+        rows=sizes(rows, (0,)),
+        columns=sizes(weight, (2,)),
+        depth=sizes(rows, (1,)),
+    )
+
+
 @rule("mv", "dot", "vdot", "inner")
 def _vector_product(call: Call) -> Flow:
     a, b = call.arguments[:2]
@@ -53,6 +70,37 @@ def _with_vector(call: Call, a: Value, b: Value) -> Flow:
     call.labels.unify(a.labels[-1], b.labels[max(len(b.shape) - 2, 0)], SUMMED)
     lines = (*a.labels[:-1], *(b.labels[:-2] if len(b.shape) > 1 else ()), *(b.labels[-1:] if len(b.shape) > 1 else ()))
     return call.result(lines, "reduce")
+
+
+@rule("cosine_similarity", "pairwise_distance", "cdist", "_cdist_forward")
+def _compared(call: Call) -> Flow:
+    """Compare vectors of the same units: a unit that is zero in both adds nothing."""
+    a, b = call.arguments[:2]
+    if "cdist" in call.operator:
+        call.labels.unify(a.labels[-1], b.labels[-1], SUMMED)
+        return call.result((*a.labels[:-1], b.labels[-2]), "reduce")
+    rank = max(len(a.shape), len(b.shape))
+    place = int(call.argument(2, 1, "dim")) % rank if call.operator == "cosine_similarity" else rank - 1
+    lines: list[Dimension] = []
+    for back in range(rank, 0, -1):
+        known = [v for v in (a, b) if len(v.shape) >= back]
+        wide = [v.labels[-back] for v in known if v.shape[-back] == max(v.shape[-back] for v in known)]
+        line = wide[0]
+        for other in wide[1:]:
+            line = call.labels.unify(line, other, SUMMED)
+        lines.append(line)
+    kept = lines[:place] + [None] * (len(call.shapes[0]) - rank + 1) + lines[place + 1 :]
+    return call.result(kept, "reduce")
+
+
+@rule("bilinear")
+def _bilinear(call: Call) -> Flow:
+    a, b, weight, bias = call.arguments[0], call.arguments[1], call.arguments[2], call.argument(3)
+    call.labels.unify(a.labels[-1], weight.labels[1], SUMMED)
+    call.labels.unify(b.labels[-1], weight.labels[2], SUMMED)
+    if isinstance(bias, Value):
+        call.labels.unify(weight.labels[0], bias.labels[0], "the bias has no units")
+    return call.result((*a.labels[:-1], weight.labels[0]), "reduce")
 
 
 @rule("outer", "ger")

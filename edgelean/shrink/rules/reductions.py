@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from edgelean.shrink.labels import Dimension, Value, plain
 from edgelean.shrink.rules.call import RULES, Call, Flow, rule
 
-REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "prod", "logsumexp")
+REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "prod", "logsumexp",
+              "max", "min", "std_mean", "var_mean")  # fmt: skip
+"""Operators that take many elements together, however many there are."""
 
 
 def reduced_dims(operator: str, arguments: Sequence[Any], named: Mapping[str, Any], rank: int) -> set[int]:
     """Return the dimensions that a reduction runs over."""
     place = 2 if "norm" in operator else 1
     given = arguments[place] if len(arguments) > place else named.get("dim")
+    if given is not None and not isinstance(given, (int, list, tuple)):
+        return set()  # the larger of two tensors, not of one
     over = range(rank) if given is None or given == [] else [given] if isinstance(given, int) else given
     return {dim % rank for dim in over}
 
@@ -25,13 +28,17 @@ def _reduction(call: Call) -> Flow:
     """Over units it takes those that are left."""
     x = call.arguments[0]
     rank = len(x.shape)
+    if isinstance(call.argument(1, None, "other"), Value):
+        return RULES["maximum"](call)
     places = reduced_dims(call.operator, call.arguments, call.named, rank)
     over = tuple(x.labels[place] for place in places)
     if len(call.shapes[0]) == rank:
         lines = [None if i in places else x.labels[i] for i in range(rank)]
     else:
         lines = [x.labels[i] for i in range(rank) if i not in places]
-    return replace(call.result(lines, "reduce"), over=over)
+    # Where the largest one is, is a number among those that are left.
+    outputs = tuple(Value(shape, tuple(lines)) for shape in call.shapes)
+    return Flow(outputs, "reduce", over=over)
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
@@ -41,7 +48,7 @@ def _along(call: Call) -> Flow:
     return call.result(x.labels, "reduce")
 
 
-PLACES = {"max": 1, "min": 1, "median": 1, "any": 1, "all": 1, "argmax": 1, "argmin": 1, "argsort": 1, "sort": 1,
+PLACES = {"median": 1, "any": 1, "all": 1, "argmax": 1, "argmin": 1, "argsort": 1, "sort": 1,
           "diff": 2, "topk": 2, "kthvalue": 2}  # fmt: skip
 """Operators that compare elements, and which argument says along what dimension."""
 
@@ -50,8 +57,6 @@ PLACES = {"max": 1, "min": 1, "median": 1, "any": 1, "all": 1, "argmax": 1, "arg
 def _chosen(call: Call) -> Flow:
     """Leave alone what is compared: the place of an element says nothing about those that are left."""
     x, place = call.arguments[0], call.argument(PLACES[call.operator], None, "dim")
-    if isinstance(place, Value):
-        return RULES["maximum"](call)
     if place is None and call.operator in ("topk", "sort", "argsort", "diff", "kthvalue"):
         place = -1
     rank, reason = len(x.shape), f"{call.operator} compares its elements"
