@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from edgelean.nn import LRU
 from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Attribute
-from edgelean.shrink.structure import Structure, structure_of
+from edgelean.shrink.parts import Parts, cut_apart, outside_of, renamed, traced
+from edgelean.shrink.structure import Structure, joined, structure_of
 from edgelean.shrink.trace import Trace, trace
+from edgelean.shrink.untraceable import UntraceableError
 
 Slot = tuple[str, int]
 """A dimension of a parameter or buffer: its name in the model, and which dimension."""
@@ -78,6 +80,8 @@ class Anatomy:
         Sizes of operators and tensors as functions of the number of units kept on each axis.
     statistics
         The axes over which some operator takes statistics: their law needs the masked graph.
+    parts
+        The modules that were traced where the model cannot be traced whole, else None.
     norms
         For each module whose output goes through batch norm, and nowhere else, the module of that norm.
     """
@@ -87,10 +91,11 @@ class Anatomy:
     structure: Structure
     norms: Mapping[str, str]
     statistics: frozenset[str] = frozenset()
+    parts: Parts | None = None
 
 
-def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
-    """Trace a model and find its axes.
+def dissect(model: nn.Module, example: tuple[Tensor, ...], parts: Parts | None = None) -> Anatomy:
+    """Trace a model, or where that fails those of its modules that can be traced, and find its axes.
 
     Parameters
     ----------
@@ -98,18 +103,44 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
         Left as it is, but for nn.MultiheadAttention, which becomes a subclass that can lose heads.
     example
         Inputs with the batch size that costs are asked for.
+    parts
+        Of an earlier anatomy of the model: it is taken apart in the same way.
 
     Raises
     ------
-    InputError
-        If the model cannot be traced.
+    UntraceableError
+        If neither the model nor any module in it can be traced.
     """
-    found = trace(freed(model), example)
+    freed(model)
+    if parts is not None:
+        return _joined(model, example, parts, {path: traced(model, path, call) for path, call in parts.calls.items()})
+    try:
+        return _taken_apart(trace(model, example), model)
+    except UntraceableError as error:
+        return _joined(model, example, *cut_apart(model, example, error.reason))
+
+
+def _taken_apart(found: Trace, model: nn.Module) -> Anatomy:
     axes, refused = _axes(found, model)
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
     statistics = frozenset(roots[atom][0] for atom in found.over() if atom in roots)
     by_name = {axis.name: axis for axis, _ in axes}
     return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics)
+
+
+def _joined(model: nn.Module, example: tuple[Tensor, ...], parts: Parts, traces: Mapping[str, Trace]) -> Anatomy:
+    """Return the anatomies of the parts of a model as one; tensors outside of them keep their size."""
+    found = {path: renamed(_taken_apart(traces[path], call), path) for path, call in parts.calls.items()}
+    axes: dict[str, Axis] = {}
+    norms: dict[str, str] = {}
+    for anatomy in found.values():
+        axes.update(anatomy.axes)
+        norms.update(anatomy.norms)
+    refused = (*(refusal for anatomy in found.values() for refusal in anatomy.refused),
+               *(Refusal(path, why) for path, why in parts.refused.items()))  # fmt: skip
+    structure = joined([anatomy.structure for anatomy in found.values()], dict(outside_of(model, parts)), len(example[0]))
+    statistics = frozenset().union(*(anatomy.statistics for anatomy in found.values()))
+    return Anatomy(axes, refused, structure, norms, statistics, parts)
 
 
 def _norms(found: Trace) -> dict[str, str]:

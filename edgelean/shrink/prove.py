@@ -22,8 +22,8 @@ from edgelean.errors import LawError
 from edgelean.shrink import law
 from edgelean.shrink.attributes import Attribute, candidates, likely_sizes, possible_sizes
 from edgelean.shrink.axes import Anatomy, Axis, Refusal
+from edgelean.shrink.parts_law import reference_of
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.trace import trace
 
 MOST_TRIALS = 96
 
@@ -88,7 +88,7 @@ def prove(model: nn.Module, anatomy: Anatomy, probe: tuple[Tensor, ...]) -> Proo
 class _Bench:
     def __init__(self, model: nn.Module, anatomy: Anatomy, probe: tuple[Tensor, ...]) -> None:
         self.model, self.anatomy, self.probe = model, anatomy, probe
-        self.reference = law.Reference(model, trace(model, probe), probe)
+        self.reference = reference_of(model, anatomy, probe)
         self._shapes_tell = not law.misfit(model, Plan((), (), {}, 0.0), probe)
         self._expected: tuple[Plan, list[Tensor]] | None = None
 

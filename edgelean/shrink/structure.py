@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from edgelean.board.cost import Detail, Node, Operator, convolution_form, fuse, unfused
 from edgelean.board.model import Form
 from edgelean.shrink.labels import Dimension, Labels, Value
@@ -136,6 +138,27 @@ def structure_of(found: Trace, roots: Mapping[int, tuple[str, int]]) -> Structur
     tensors = {name: sizes.of_value(value) for name, value in found.tensors.items()}
     batch = next((value.shape[0] for value in found.values.values() if not value.constant and value.shape), 1)
     return Structure(dict(roots.values()), groups, tensors, batch)
+
+
+def joined(structures: Sequence[Structure], others: Mapping[str, Tensor], batch: int) -> Structure:
+    """Return the structures of parts of one model as one.
+
+    Parameters
+    ----------
+    structures
+        With names of axes and tensors that differ.
+    others
+        Tensors of the model that are in none of them; they only take space.
+    batch
+        Samples of the inputs of the whole model.
+    """
+    full: dict[str, int] = {}
+    tensors: dict[str, tuple[Size, ...]] = {name: (_fixed(tensor.numel()),) for name, tensor in others.items()}
+    for structure in structures:
+        full.update(structure.full)
+        tensors.update(structure.tensors)
+    groups = tuple(group for structure in structures for group in structure.groups)
+    return Structure(full, groups, tensors, batch)
 
 
 class _Sizes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator as python_operator
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node as GraphNode
 
-from edgelean.errors import InputError
 from edgelean.shrink.labels import Labels, Value
 from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
+from edgelean.shrink.untraceable import UntraceableError, exported, shape_reason
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Trace:
         return {atom for line in lines for label in line.tolist() for atom in self.labels.atoms(label)}
 
 
-def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
+def trace(model: nn.Module, example: tuple[Tensor, ...], what: str = "the model") -> Trace:
     """Trace a model in evaluation mode and label its units.
 
     Parameters
@@ -72,14 +71,19 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
         Left as it is, its training mode included.
     example
         Inputs; their first dimension is the batch.
+    what
+        What is traced, in words for the log.
 
     Raises
     ------
-    InputError
-        If torch.export cannot trace the model; says where.
+    UntraceableError
+        If torch.export cannot trace the model, or the shape of a tensor depends on the data; says where.
     """
     labels = Labels()
-    program = _exported(model, example)
+    program = exported(model, example)
+    reason = shape_reason(program)
+    if reason is not None:
+        raise UntraceableError(f"{type(model).__name__} cannot be traced: {reason.message()}", reason)
     signature = program.graph_signature
     first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     names = {
@@ -102,7 +106,7 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
         value = values.get(name) if isinstance(name, str) else None
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Value):
-                labels.freeze_all(part, "it is an output of the model")
+                labels.freeze_all(part, f"it is an output of {what}")
     flat = {name: value for name, value in values.items() if isinstance(value, Value)}
     return Trace(labels, tensors, flat, tuple(steps), names, program, _reads(program, names))
 
@@ -119,25 +123,6 @@ def _reads(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> t
                 if dim is not None:
                     found[names[argument.name], dim] = None
     return tuple(found)
-
-
-def _exported(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        # Without gradients a model's own no_grad blocks change nothing, and are not wrapped into graphs of their own.
-        with torch.no_grad(), warnings.catch_warnings():
-            # An LSTM of torch assigns a list of its own parameters.
-            warnings.filterwarnings("ignore", message=".*were assigned during export", category=UserWarning)
-            return torch.export.export(model, example)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"torch.export cannot trace {type(model).__name__}, so its units cannot be found: {first}"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _placeholder(
