@@ -136,11 +136,11 @@ def _joined(model: nn.Module, example: tuple[Tensor, ...], parts: Parts, traces:
     for anatomy in found.values():
         axes.update(anatomy.axes)
         norms.update(anatomy.norms)
-    refused = (*(refusal for anatomy in found.values() for refusal in anatomy.refused),
-               *(Refusal(path, why) for path, why in parts.refused.items()))  # fmt: skip
-    structure = joined([anatomy.structure for anatomy in found.values()], dict(outside_of(model, parts)), len(example[0]))
+    refused = [refusal for anatomy in found.values() for refusal in anatomy.refused]
+    refused += [Refusal(path, why) for path, why in parts.refused.items()]
+    structures, others = [anatomy.structure for anatomy in found.values()], dict(outside_of(model, parts))
     statistics = frozenset().union(*(anatomy.statistics for anatomy in found.values()))
-    return Anatomy(axes, refused, structure, norms, statistics, parts)
+    return Anatomy(axes, tuple(refused), joined(structures, others, len(example[0])), norms, statistics, parts)
 
 
 def _norms(found: Trace) -> dict[str, str]:

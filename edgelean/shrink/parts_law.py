@@ -87,8 +87,8 @@ class PartsReference:
 
 def _within(plan: Plan, path: str, found: Trace) -> Plan:
     """Return what a plan removes of a part, under the names of its trace."""
-    own = (replace(removal, tensor=inside(removal.tensor, path)) for removal in plan.removals
-           if removal.tensor.startswith(f"{path}."))  # fmt: skip
+    mine = [removal for removal in plan.removals if removal.tensor.startswith(f"{path}.")]
+    own = [replace(removal, tensor=inside(removal.tensor, path)) for removal in mine]
     return replace(plan, removals=tuple(removal for removal in own if removal.tensor in found.tensors))
 
 

@@ -47,6 +47,10 @@ SCRIPT = (
     "is compiled by torch.jit, which hides its code",
     "give the nn.Module as it was before torch.jit.script or torch.jit.trace",
 )
+ONE_BATCH = (
+    "holds for one batch size only",
+    "take the batch from x.shape[0], or write -1 for it",
+)
 UNKNOWN = "rewrite this line with operators of torch, on tensors whose shapes do not depend on the data"
 
 _CONVERTED = re.compile(r"\.(item|tolist)\(|\b(int|float|bool|len|range)\(")
@@ -111,9 +115,9 @@ def reason_of(error: BaseException) -> Reason:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     text = "\n".join(f"{type(cause).__name__}: {cause}" for cause in causes)
-    frame = next((found for cause in causes if (found := _users(traceback.extract_tb(cause.__traceback__)))), None)
+    frame = next((found for cause in causes if (found := users_frame(cause))), None)
     code = (frame.line or "").strip() if frame is not None else ""
-    what, advice = _kind(text, code) or (f"fails while it is traced: {_first_line(causes[-1])}", UNKNOWN)
+    what, advice = _kind(text, code) or (f"fails while it is traced: {first_line(causes[-1])}", UNKNOWN)
     if frame is None:
         return Reason("", 0, "", "", what, advice)
     return Reason(frame.filename, frame.lineno or 0, frame.name, code, what, advice)
@@ -141,6 +145,8 @@ def _written(stack: str) -> Reason:
 
 def _kind(text: str, code: str) -> tuple[str, str] | None:
     """Return what is wrong, and what to do, from the text of the errors and the line where they came up."""
+    if "Constraints violated" in text:
+        return ONE_BATCH
     if "ScriptModule" in text or "ScriptFunction" in text:
         return SCRIPT
     if ".numpy()" in text or re.search(r"\bnp\.|numpy", code):
@@ -157,6 +163,16 @@ def _kind(text: str, code: str) -> tuple[str, str] | None:
     return None
 
 
+def users_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost line of the user's code that an error went through, if it went through any."""
+    return _users(traceback.extract_tb(error.__traceback__))
+
+
+def as_python_writes_it(frame: traceback.FrameSummary) -> str:
+    """Return a line of code with its place, as in a traceback."""
+    return f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n    {frame.line}'
+
+
 def _users(frames: Iterable[traceback.FrameSummary]) -> traceback.FrameSummary | None:
     """Return the innermost frame of the user's code; of an installed package where there is none of the user's."""
     machinery = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<")
@@ -166,15 +182,16 @@ def _users(frames: Iterable[traceback.FrameSummary]) -> traceback.FrameSummary |
         if not frame.filename.startswith(machinery)
         and (_installed(frame.filename) or not frame.filename.startswith(sysconfig.get_path("stdlib")))
     ]
-    own = [frame for frame in theirs if not _installed(frame.filename)]
-    return (own or theirs or [None])[-1]
+    own = [frame for frame in theirs if not _installed(frame.filename)] or theirs
+    return own[-1] if own else None
 
 
 def _installed(file: str) -> bool:
     return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return an error in one line: its kind, and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('. ')}" if lines else type(error).__name__
 
