@@ -162,7 +162,9 @@ class Bench:
         than timing.
         """
         if "fp32" not in self._files:
-            self._files["fp32"] = export_onnx(self.model, self.batch, self._folder / "candidate.onnx", metadata={})
+            place = self._folder / "candidate.onnx"
+            why = None if self._parts is None else self._parts.untraceable()
+            self._files["fp32"] = export_onnx(self.model, self.batch, place, metadata={}, untraceable=why)
         if precision not in self._files:
             self._files[precision] = self._folder / f"candidate.{precision}.onnx"
             to_fp16(self._files["fp32"], self._files[precision])

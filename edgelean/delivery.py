@@ -117,7 +117,7 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             wanted = [load_target(f"onnx-{precision}") for precision in precisions]
             checks = tuple(verify(onnx[target.precision], target, evidence) for target in wanted)
         recording = recording_of(onnx["fp32"])
-        notes = (f"The model was exported {recording}",) if recording else ()
+        notes = (f"The model is exported {recording}",) if recording else ()
         reading = bench.read_files(onnx)
         verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
         shipped = [onnx[target.precision] for target in wanted]

@@ -36,7 +36,7 @@ def axes(
     if anatomy.refused:
         print_table("Left alone", ("what", "why"), [(r.what, r.why) for r in anatomy.refused], firm=1)
     if anatomy.parts is not None:
-        print_table("Traced in parts", ("part", "reads"), _part_rows(anatomy.parts), firm=1)
+        print_table("Traced in parts", ("part", "inputs that it is called with"), _part_rows(anatomy.parts), firm=1)
         typer.echo(f"torch.export cannot trace the model whole: {anatomy.parts.reason.message()}\n")
     typer.echo(f"With half of all units {100 * share:.0f} % of the parameters are left. Every axis was tried.")
 

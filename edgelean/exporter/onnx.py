@@ -32,6 +32,7 @@ def export_onnx(
     *,
     metadata: Mapping[str, str],
     opset: int = OPSET,
+    untraceable: Reason | None = None,
 ) -> Path:
     """Write ``model``, as it infers, to one ONNX file.
 
@@ -55,6 +56,8 @@ def export_onnx(
         Goes into the ``metadata_props`` of the file, beside ``edgelean.precision``.
     opset
         The version of ONNX's operators.
+    untraceable
+        Why torch.export cannot trace the model, where that is known: it is then not tried again.
 
     Returns
     -------
@@ -70,41 +73,41 @@ def export_onnx(
     """
     import torch
 
-    from edgelean.shrink.untraceable import ONE_BATCH, UntraceableError, as_it_infers, silence
+    from edgelean.shrink.untraceable import Reason, as_it_infers, silence
 
     path = Path(path)
     wide = tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in example)
     told = {**metadata, PRECISION_KEY: "fp32"}
     with as_it_infers(model), silence(), torch.no_grad():
-        try:
-            proto = _translated(model, wide, opset)
-        except UntraceableError as error:
-            if error.reason.what == ONE_BATCH[0]:
-                raise InputError(f"the model cannot be exported to ONNX: {_sentence(error.reason)}") from error
-            proto = recorded(model, wide, opset, error.reason, _numbered("input", len(wide)))
-            told[RECORDED_KEY] = f"{RECORDED}: {error.reason.words()}"
-    _strip_notes(proto)
-    return write_onnx(proto, path, told, opset)
+        traced = _translated(model, wide, opset) if untraceable is None else untraceable
+        if isinstance(traced, Reason):
+            told[RECORDED_KEY] = f"{RECORDED}: {traced.words()}"
+            traced = recorded(model, wide, opset, traced, _numbered("input", len(wide)))
+    _strip_notes(traced)
+    return write_onnx(traced, path, told, opset)
 
 
-def _translated(model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset: int) -> ModelProto:
-    """Trace and translate.
+def _translated(model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset: int) -> ModelProto | Reason:
+    """Trace and translate; return why that does not go where code decides by what it computes.
 
     Raises
     ------
-    UntraceableError
-        If it cannot be traced.
     InputError
-        If it is traced, and then not translated.
+        If it holds for one batch size only, or is traced and then not translated.
     """
     import torch
 
-    from edgelean.shrink.untraceable import exported
+    from edgelean.shrink.untraceable import ONE_BATCH, UntraceableError, exported
 
     free = torch.export.Dim(BATCH, min=1)
     # Tracing here and not inside torch.onnx.export keeps the first error: that function would try two more ways to
     # trace, each taking seconds, before it gives up.
-    program = exported(model, example, tuple({0: free} for _ in example))
+    try:
+        program = exported(model, example, tuple({0: free} for _ in example))
+    except UntraceableError as error:
+        if error.reason.what == ONE_BATCH[0]:
+            raise InputError(f"the model cannot be exported to ONNX: {_sentence(error.reason)}") from error
+        return error.reason
     try:
         translated = torch.onnx.export(
             program,

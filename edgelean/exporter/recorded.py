@@ -49,9 +49,13 @@ def recorded(
     import torch
 
     from edgelean.shrink.reference import leaves
+    from edgelean.shrink.untraceable import first_line
 
     file = io.BytesIO()
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        # ONNX has nothing for the one operator that a whole layer of a transformer is in evaluation mode.
+        torch.backends.mha.set_fastpath_enabled(False)
         outputs = ["output", *(f"output_{index}" for index in range(1, len(leaves(model(*example)))))]
         torch.onnx.export(
             model,
@@ -64,12 +68,13 @@ def recorded(
             dynamic_axes={name: {0: "batch"} for name in (*names, *outputs)},
         )
     except Exception as error:  # torch raises what it likes here
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{_refused(reason)}, and one path through it cannot be recorded either ({first})") from error
+        raise InputError(_refused(reason, f"cannot be done either ({first_line(error)})")) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     proto = onnx.load_from_string(file.getvalue())
     lost = sorted(set(names) - {value.name for value in proto.graph.input})
     if lost:
-        raise InputError(f"{_refused(reason)}, and in a recording the outputs do not depend on {', '.join(lost)}")
+        raise InputError(_refused(reason, f"does not help: the outputs would not depend on {', '.join(lost)}"))
     return proto
 
 
@@ -124,5 +129,8 @@ def _close(found: np.ndarray, wanted: np.ndarray) -> bool:
     return float(np.abs(found - wanted).max(initial=0.0)) <= FAITHFUL * scale
 
 
-def _refused(reason: Reason) -> str:
-    return f"the model cannot be exported to ONNX: {reason.words()}; {reason.advice}"
+def _refused(reason: Reason, recording: str) -> str:
+    return (
+        f"the model cannot be exported to ONNX: {reason.words()}. To record one path through its code {recording}. "
+        f"What to do: {reason.advice}"
+    )

@@ -18,7 +18,7 @@ from torch.utils import _pytree
 
 from edgelean.shrink.followers import named_tensors
 from edgelean.shrink.trace import Trace, trace
-from edgelean.shrink.untraceable import Reason, UntraceableError, as_it_infers
+from edgelean.shrink.untraceable import SHAPE, Reason, UntraceableError, as_it_infers
 
 INSIDE = "module"
 """The name of a part's module in the call that is traced."""
@@ -87,6 +87,10 @@ class Parts:
             f"torch.export cannot trace the model whole: {self.reason.words()}. {count} taken apart instead "
             f"({', '.join(self.calls)}); what lies between them is neither cut nor in the predicted costs"
         )
+
+    def untraceable(self) -> Reason | None:
+        """Return why no tracing of the whole can go well; shapes that depend on the data are no such reason."""
+        return None if self.reason.what == SHAPE[0] else self.reason
 
     def called_with(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Call]:
         """Return how the model calls its parts for other inputs; a part that it then does not call is left out."""
