@@ -137,19 +137,22 @@ def cut_apart(model: nn.Module, example: tuple[Tensor, ...], reason: Reason) -> 
                 why = f"it cannot be traced: {error.reason.words()}"
             else:
                 return
-        children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
+        children = _children(module) if any(called.startswith(f"{path}.") for called in recorded) else []
         if not children:
             refused[path] = why
         for name, child in children:
             visit(f"{path}.{name}", child)
 
-    for name, child in model.named_children():
-        if any(True for _ in child.parameters()):
-            visit(name, child)
+    for name, child in _children(model):
+        visit(name, child)
     if not calls:
         message = f"torch.export cannot trace {type(model).__name__}, nor any module in it: {reason.message()}"
         raise UntraceableError(message, reason)
     return Parts(reason, calls, refused), traces
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
 
 
 def traced(model: nn.Module, path: str, call: Call) -> Trace:
