@@ -107,6 +107,18 @@ class Nothing(nn.Module):
 BATCH = (4, 6)
 
 
+class Flat(nn.Module):
+    """Every module is a single layer, so no axis begins and ends inside one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.second(h) if h.sum() > -1e6 else h
+
+
 @pytest.mark.parametrize(
     ("model", "code", "what", "advice"),
     [
@@ -208,7 +220,9 @@ def test_all_tensors_are_counted_also_those_between_the_parts():
     assert counted == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_a_model_without_a_module_that_can_be_traced_is_refused_with_the_line():
-    with pytest.raises(InputError, match="nor any module in it") as caught:
-        dissect(Nothing(), (torch.rand(BATCH),))
-    assert "return x @ self.weight if x.sum() > 0 else x" in str(caught.value)
+@pytest.mark.parametrize("make", [Nothing, Flat])
+def test_a_model_without_a_module_to_cut_is_refused_with_the_line(make):
+    with pytest.raises(InputError, match="nor a module in it that could be cut") as caught:
+        dissect(make(), (torch.rand(BATCH),))
+    assert " if " in str(caught.value)
+    assert "modules of their own" in str(caught.value)

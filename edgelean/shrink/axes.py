@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgelean.nn import LRU
 from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Attribute
-from edgelean.shrink.parts import Parts, cut_apart, outside_of, renamed, traced
+from edgelean.shrink.parts import Parts, cut_apart, in_vain, outside_of, renamed, traced
 from edgelean.shrink.structure import Structure, joined, structure_of
 from edgelean.shrink.trace import Trace, trace
 from edgelean.shrink.untraceable import UntraceableError
@@ -109,7 +109,7 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...], parts: Parts | None =
     Raises
     ------
     UntraceableError
-        If neither the model nor any module in it can be traced.
+        If the model cannot be traced, nor a module in it that has an axis inside.
     """
     freed(model)
     if parts is not None:
@@ -117,7 +117,10 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...], parts: Parts | None =
     try:
         return _taken_apart(trace(model, example), model)
     except UntraceableError as error:
-        return _joined(model, example, *cut_apart(model, example, error.reason))
+        found = _joined(model, example, *cut_apart(model, example, error.reason))
+        if not found.axes:
+            raise in_vain(model, error.reason) from error
+        return found
 
 
 def _taken_apart(found: Trace, model: nn.Module) -> Anatomy:

@@ -27,6 +27,9 @@ CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 """What else than tensors a part may be called with; it is taken as fixed."""
 
 
+MODULES = "or put what comes before and after that line into modules of their own: they are then cut each for itself"
+
+
 class Call(nn.Module):
     """A module as the model calls it: only the tensors are left open.
 
@@ -146,9 +149,16 @@ def cut_apart(model: nn.Module, example: tuple[Tensor, ...], reason: Reason) -> 
     for name, child in _children(model):
         visit(name, child)
     if not calls:
-        message = f"torch.export cannot trace {type(model).__name__}, nor any module in it: {reason.message()}"
-        raise UntraceableError(message, reason)
+        raise in_vain(model, reason)
     return Parts(reason, calls, refused), traces
+
+
+def in_vain(model: nn.Module, reason: Reason) -> UntraceableError:
+    """Return the error for a model that cannot be traced, and neither can a module in it that has an axis inside."""
+    message = (
+        f"torch.export cannot trace {type(model).__name__}, nor a module in it that could be cut: {reason.message()}"
+    )
+    return UntraceableError(f"{message}; {MODULES}", reason)
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
