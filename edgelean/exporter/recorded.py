@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,21 +52,15 @@ def recorded(
     from edgelean.shrink.untraceable import first_line
 
     file = io.BytesIO()
+    place: Any = file  # with dynamo=False a buffer is taken, too, which torch has not typed
     fused = torch.backends.mha.get_fastpath_enabled()
+    # ONNX has nothing for the one operator that a whole layer of a transformer is in evaluation mode.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        # ONNX has nothing for the one operator that a whole layer of a transformer is in evaluation mode.
-        torch.backends.mha.set_fastpath_enabled(False)
         outputs = ["output", *(f"output_{index}" for index in range(1, len(leaves(model(*example)))))]
-        torch.onnx.export(
-            model,
-            example,
-            file,  # type: ignore[arg-type]  # with dynamo=False a buffer is taken, too
-            dynamo=False,
-            opset_version=opset,
-            input_names=list(names),
-            output_names=outputs,
-            dynamic_axes={name: {0: "batch"} for name in (*names, *outputs)},
-        )
+        settings: dict[str, Any] = {"opset_version": opset, "input_names": list(names), "output_names": outputs}
+        free = {name: {0: "batch"} for name in (*names, *outputs)}
+        torch.onnx.export(model, example, place, dynamo=False, dynamic_axes=free, **settings)
     except Exception as error:  # torch raises what it likes here
         raise InputError(_refused(reason, f"cannot be done either ({first_line(error)})")) from error
     finally:

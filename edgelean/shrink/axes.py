@@ -133,17 +133,20 @@ def _taken_apart(found: Trace, model: nn.Module) -> Anatomy:
 
 def _joined(model: nn.Module, example: tuple[Tensor, ...], parts: Parts, traces: Mapping[str, Trace]) -> Anatomy:
     """Return the anatomies of the parts of a model as one; tensors outside of them keep their size."""
-    found = {path: renamed(_taken_apart(traces[path], call), path) for path, call in parts.calls.items()}
     axes: dict[str, Axis] = {}
+    refused = [Refusal(path, why) for path, why in parts.refused.items()]
+    structures: list[Structure] = []
     norms: dict[str, str] = {}
-    for anatomy in found.values():
-        axes.update(anatomy.axes)
-        norms.update(anatomy.norms)
-    refused = [refusal for anatomy in found.values() for refusal in anatomy.refused]
-    refused += [Refusal(path, why) for path, why in parts.refused.items()]
-    structures, others = [anatomy.structure for anatomy in found.values()], dict(outside_of(model, parts))
-    statistics = frozenset().union(*(anatomy.statistics for anatomy in found.values()))
-    return Anatomy(axes, tuple(refused), joined(structures, others, len(example[0])), norms, statistics, parts)
+    statistics: set[str] = set()
+    for path, call in parts.calls.items():
+        found = _taken_apart(traces[path], call)
+        axes |= renamed(found.axes, path)
+        refused += renamed(found.refused, path)
+        structures.append(renamed(found.structure, path))
+        norms |= renamed(found.norms, path)
+        statistics |= renamed(found.statistics, path)
+    structure = joined(structures, dict(outside_of(model, parts)), len(example[0]))
+    return Anatomy(axes, tuple(refused), structure, norms, frozenset(statistics), parts)
 
 
 def _norms(found: Trace) -> dict[str, str]:

@@ -25,6 +25,10 @@ class Reference(Protocol):
 
     tolerance: float
 
+    def misfit(self, plan: Plan) -> str:
+        """Return why the model's code would not run if a plan were applied, empty if shapes tell of no reason."""
+        ...
+
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to."""
         ...
@@ -64,8 +68,20 @@ class PartsReference:
                 self._traces[path] = traced(model, path, call)
             except UntraceableError:  # it was traced with other shapes; without statistics its own code tells
                 continue
+        self._on_shapes = [path for path in self._traces if not self._misfit_of(path, Plan((), (), {}, 0.0))]
         single = any(casts_to_single(found) for found in self._traces.values())
         self.tolerance = law.SINGLE_TOLERANCE if single else law.TOLERANCE
+
+    def misfit(self, plan: Plan) -> str:
+        """Return why the code of a part would not run if a plan were applied; empty if it would, as far as shapes tell.
+
+        What lies between the parts is not run: it may decide by what it computes.
+        """
+        return next((why for path in self._on_shapes if (why := self._misfit_of(path, plan))), "")
+
+    def _misfit_of(self, path: str, plan: Plan) -> str:
+        call = self._calls[path]
+        return law.misfit(call, _within(plan, path, self._traces[path]), call.inputs())
 
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to.
@@ -89,7 +105,12 @@ def _within(plan: Plan, path: str, found: Trace) -> Plan:
     """Return what a plan removes of a part, under the names of its trace."""
     mine = [removal for removal in plan.removals if removal.tensor.startswith(f"{path}.")]
     own = [replace(removal, tensor=inside(removal.tensor, path)) for removal in mine]
-    return replace(plan, removals=tuple(removal for removal in own if removal.tensor in found.tensors))
+    scales = [scale for scale in plan.scales if f"{scale.path}.".startswith(f"{path}.")]
+    return replace(
+        plan,
+        removals=tuple(removal for removal in own if removal.tensor in found.tensors),
+        scales=tuple(replace(scale, path=inside(scale.path, path)) for scale in scales),
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import re
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ ONE_BATCH = (
     "holds for one batch size only",
     "take the batch from x.shape[0], or write -1 for it",
 )
+FAILS = "fails while it is traced"
 UNKNOWN = "rewrite this line with operators of torch, on tensors whose shapes do not depend on the data"
 
 _CONVERTED = re.compile(r"\.(item|tolist)\(|\b(int|float|bool|len|range)\(")
@@ -67,6 +68,8 @@ class Reason:
         Where: the innermost line of the user's code; an empty file where none is to blame.
     what, advice
         What that line does, and what to do about it.
+    deeper
+        The line of an installed package where it came up, if the user's code called one.
     """
 
     file: str
@@ -75,18 +78,22 @@ class Reason:
     code: str
     what: str
     advice: str
+    deeper: str = ""
 
     def words(self) -> str:
         """Return it as one clause without local paths: ``"net.py:14 (`if x.sum() > 0:`) decides by ..."``."""
         place = f"{Path(self.file).name}:{self.line} (`{self.code}`)" if self.file else "it"
-        return f"{place} {self.what}"
+        return f"{place}{self._through()} {self.what}"
+
+    def _through(self) -> str:
+        return f", in {self.deeper}," if self.deeper else ""
 
     def message(self) -> str:
         """Return it as a person needs it to mend the code: the place as Python writes it, and what to do."""
         if not self.file:
             return f"it {self.what}. What to do: {self.advice}"
         frame = f'  File "{self.file}", line {self.line}, in {self.function}\n    {self.code}'
-        return f"this line {self.what}:\n{frame}\nWhat to do: {self.advice}"
+        return f"this line{self._through()} {self.what}:\n{frame}\nWhat to do: {self.advice}"
 
 
 class UntraceableError(InputError):
@@ -115,12 +122,28 @@ def reason_of(error: BaseException) -> Reason:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     text = "\n".join(f"{type(cause).__name__}: {cause}" for cause in causes)
-    frame = next((found for cause in causes if (found := users_frame(cause))), None)
-    code = (frame.line or "").strip() if frame is not None else ""
-    what, advice = _kind(text, code) or (f"fails while it is traced: {first_line(causes[-1])}", UNKNOWN)
-    if frame is None:
-        return Reason("", 0, "", "", what, advice)
-    return Reason(frame.filename, frame.lineno or 0, frame.name, code, what, advice)
+    tracebacks = [traceback.extract_tb(cause.__traceback__) for cause in causes]
+    frames: Sequence[traceback.FrameSummary] = next((each for each in tracebacks if _users(each) is not None), ())
+    return _blamed(frames, lambda code: _kind(text, code) or (f"{FAILS}: {first_line(causes[-1])}", UNKNOWN))
+
+
+def _blamed(frames: Sequence[traceback.FrameSummary], kind: Callable[[str], tuple[str, str]]) -> Reason:
+    """Return a reason for the innermost of some frames that is the user's.
+
+    Parameters
+    ----------
+    kind
+        What is wrong and what to do, for the innermost line of code that is not torch's.
+    """
+    users = _users(frames)
+    innermost = _outside_of_torch(frames)
+    if users is None:
+        return Reason("", 0, "", "", *kind(""))
+    code, what = (users.line or "").strip(), kind((innermost[-1].line or "").strip())
+    deeper = "" if innermost[-1] == users else f"{Path(innermost[-1].filename).name}:{innermost[-1].lineno}"
+    if deeper:
+        deeper += f" (`{(innermost[-1].line or '').strip()}`)"
+    return Reason(users.filename, users.lineno or 0, users.name, code, *what, deeper)
 
 
 def shape_reason(program: ExportedProgram) -> Reason | None:
@@ -137,10 +160,7 @@ def _written(stack: str) -> Reason:
     """Return a reason of shapes for a node whose stack torch has written down, the innermost frame last."""
     found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s+(.*)', stack)
     frames = [traceback.FrameSummary(file, int(line), name, line=code) for file, line, name, code in found]
-    frame = _users(frames)
-    if frame is None:
-        return Reason("", 0, "", "", *SHAPE)
-    return Reason(frame.filename, frame.lineno or 0, frame.name, frame.line or "", *SHAPE)
+    return _blamed(frames, lambda code: SHAPE)
 
 
 def _kind(text: str, code: str) -> tuple[str, str] | None:
@@ -175,15 +195,19 @@ def as_python_writes_it(frame: traceback.FrameSummary) -> str:
 
 def _users(frames: Iterable[traceback.FrameSummary]) -> traceback.FrameSummary | None:
     """Return the innermost frame of the user's code; of an installed package where there is none of the user's."""
+    theirs = _outside_of_torch(frames)
+    own = [frame for frame in theirs if not _installed(frame.filename)] or theirs
+    return own[-1] if own else None
+
+
+def _outside_of_torch(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
     machinery = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<")
-    theirs = [
+    return [
         frame
         for frame in frames
         if not frame.filename.startswith(machinery)
         and (_installed(frame.filename) or not frame.filename.startswith(sysconfig.get_path("stdlib")))
     ]
-    own = [frame for frame in theirs if not _installed(frame.filename)] or theirs
-    return own[-1] if own else None
 
 
 def _installed(file: str) -> bool:
