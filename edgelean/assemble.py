@@ -102,6 +102,7 @@ def assemble(made: Materials) -> Report:
         engine=delivery.engine,
         bundle=delivery.bundle,
         notes=_notes(delivery.reading),
+        caveats=tuple(dict.fromkeys((*made.loop.bench.notes, *delivery.notes))),
         environment=_environment(delivery.reading),
         refused=(
             *((refusal.what, refusal.why) for refusal in made.loop.bench.anatomy.refused),

@@ -17,6 +17,8 @@ from edgelean.errors import InputError
 from edgelean.loop import ClosedLoop, Surroundings
 from edgelean.profile import Profile, load_profile
 from edgelean.shrink.followers import Follower, counterpart
+from edgelean.shrink.inputs import checked_inputs
+from edgelean.shrink.protect import check_paths
 from edgelean.shrink.wrappers import eagerly, refuse_sharded, unwrapped
 from edgelean.stopwatch import Stopwatch
 from edgelean.target import open_target
@@ -37,7 +39,7 @@ class Attached:
         self._steps = 0
         self.events: list[dict[str, Any]] = []
         loop.record = self._record
-        loop.record_reading(0)
+        loop.record_beginning()
 
     def step(self) -> None:
         """Do what is due: call it right after ``optimizer.step()``.
@@ -106,6 +108,7 @@ def attach(
     followers: Sequence[Follower] = (),
     target: str | None = None,
     on_event: OnEvent | None = None,
+    protect: str | Sequence[str] = (),
 ) -> Attached:
     """Attach the controller to a training loop of one's own.
 
@@ -134,26 +137,31 @@ def attach(
         modelled.
     on_event
         Called with every event as it happens.
+    protect
+        Paths of modules that keep their size, such as ``"head"`` or ``"layers.*.attn"``, with all that is below them.
 
     Raises
     ------
     InputError
-        If a budget cannot be reached (the message has the reachable minimum), the model cannot be traced, it is
-        wrapped in something with which parameters cannot be cut, or a follower does not follow it.
+        If a budget cannot be reached (the message has the reachable minimum), the model does not run on the example
+        inputs, neither it nor any module in it can be traced, it is wrapped in something with which parameters cannot
+        be cut, a follower does not follow it, or a protected path is not in it.
     """
     if steps < 1:
         raise InputError(f"attach needs the number of optimizer steps of the training, found steps={steps}")
     wanted = profile if isinstance(profile, Profile) else load_profile(profile)
     wanted = wanted.with_budgets(latency, energy)
     board = load_board(wanted.board)
-    example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     stopwatch = Stopwatch()
     network = unwrapped(model)
+    example = checked_inputs(network, example_inputs)
+    paths = (protect,) if isinstance(protect, str) else tuple(protect)
+    check_paths(network, paths)
     for follower in (optimizer, *followers):
         if isinstance(follower, nn.Module):
             counterpart(follower, network)
         else:
             refuse_sharded(follower)
-    bench = Bench(network, example, wanted, open_target(target, wanted, board), stopwatch)
+    bench = Bench(network, example, wanted, open_target(target, wanted, board), stopwatch, paths)
     loop = ClosedLoop(bench, optimizer, Surroundings(board, steps, validate, stopwatch, model, tuple(followers)))
     return Attached(loop, stopwatch, on_event)

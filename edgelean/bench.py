@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,17 @@ from edgelean.control import UNITS, Observed
 from edgelean.errors import InputError
 from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import export_onnx
+from edgelean.exporter.recorded import check_recording, recording_of
 from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
 from edgelean.shrink import law
 from edgelean.shrink.axes import Anatomy, dissect
+from edgelean.shrink.inputs import checked_inputs
+from edgelean.shrink.parts import Parts
+from edgelean.shrink.parts_law import reference_of
 from edgelean.shrink.plan import Plan
+from edgelean.shrink.protect import protected
 from edgelean.shrink.prove import Proof, prove
-from edgelean.shrink.trace import trace
 from edgelean.stopwatch import Stopwatch
 from edgelean.target import Candidate, Target, thorough
 from edgelean.target.candidate import Feeds
@@ -47,6 +51,8 @@ class Bench:
         Left as it is.
     example
         Inputs; repeated or shortened to the batch of the profile.
+    protect
+        Paths of modules, or patterns of them, whose axes are left alone.
 
     Attributes
     ----------
@@ -54,6 +60,8 @@ class Bench:
         Inputs: one batch of the profile, and a few samples to compare a cut model with the masked one.
     anatomy
         Axes and costs of the present structure; `look` makes it anew after a cut.
+    notes
+        What a person should know of how the model is taken apart and exported.
     """
 
     anatomy: Anatomy
@@ -65,22 +73,28 @@ class Bench:
         profile: Profile,
         target: Target,
         stopwatch: Stopwatch,
+        protect: Sequence[str] = (),
     ) -> None:
         self.model, self.profile, self.target = model, profile, target
+        example = checked_inputs(model, example)
         self.batch = tuple(_resized(x, profile.batch) for x in example)
         self.probe = tuple(_resized(x, PROBE_SAMPLES) for x in example)
         self._stopwatch = stopwatch
+        self._protect = tuple(protect)
         self._proof: Proof | None = None
+        self._parts: Parts | None = None
         self._traced: bool | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="edgelean-"))
         self._files: dict[Precision, Path] = {}
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.look()
+        self.notes: tuple[str, ...] = () if self._parts is None else (self._parts.words(),)
 
     def look(self) -> None:
         """Take the model apart as it is now; the first time, prove which axes can be cut."""
         self._files.clear()
-        found = dissect(self.model, self.batch)
+        found = protected(dissect(self.model, self.batch, self._parts), self.model, self._protect)
+        self._parts = found.parts
         if self._proof is None:
             self._proof = prove(self.model, found, self.probe)
         self.anatomy = self._proof.applied(found)
@@ -89,7 +103,7 @@ class Bench:
         """Return what the model has to compute on the probe once a plan is applied."""
         if not plan.detours and self.anatomy.statistics.isdisjoint(cut.axis for cut in plan.cuts):
             return law.outputs(self.model, law.masked(self.model, plan), self.probe)
-        return law.Reference(self.model, trace(self.model, self.probe), self.probe).outputs(plan)
+        return reference_of(self.model, self.anatomy, self.probe).outputs(plan)
 
     def cost(self, keep: Mapping[str, int]) -> Costs:
         """Return the predicted latency in ms and energy in mJ of the model that keeps so many units of each axis."""
@@ -116,9 +130,17 @@ class Bench:
         if self._traced is None:
             with self._stopwatch.phase("measuring"):
                 traced = self.target.predict(self.anatomy.structure.operators({})).latency_ms
-                file = self.target.predict(operators_of(self._exported("fp32"), self.profile.batch)).latency_ms
+                file = self.target.predict(operators_of(self._recording_checked(), self.profile.batch)).latency_ms
             self._traced = abs(traced / file - 1) <= FAITHFUL
         return self._traced
+
+    def _recording_checked(self) -> Path:
+        """Return the exported model; where it was recorded, after a look whether it does what the model does."""
+        file = self._exported("fp32")
+        if recording := recording_of(file):
+            check_recording(file, self.model, self.probe)
+            self.notes = (*self.notes, f"The model is exported {recording}")
+        return file
 
     def read_artifact(self) -> Reading:
         """Read the present model on the target as the file that would be shipped."""
@@ -140,7 +162,9 @@ class Bench:
         than timing.
         """
         if "fp32" not in self._files:
-            self._files["fp32"] = export_onnx(self.model, self.batch, self._folder / "candidate.onnx", metadata={})
+            place = self._folder / "candidate.onnx"
+            why = None if self._parts is None else self._parts.untraceable()
+            self._files["fp32"] = export_onnx(self.model, self.batch, place, metadata={}, untraceable=why)
         if precision not in self._files:
             self._files[precision] = self._folder / f"candidate.{precision}.onnx"
             to_fp16(self._files["fp32"], self._files[precision])

@@ -78,7 +78,7 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
         run.resume_at(int(checkpoint.values["step"]))
     else:
         keep(0, 0)
-        loop.record_reading(0)
+        loop.record_beginning()
     with stopwatch.phase("training"), _energy_of(LEAN, run):
         train(session, lambda step, loss: loop.after_step(step), after_epoch, first)
     loop.close()

@@ -17,6 +17,7 @@ from edgelean.board import Precision
 from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
 from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import export_onnx
+from edgelean.exporter.recorded import recording_of
 from edgelean.exporter.targets import ExportTarget, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
 from edgelean.judging import judge, values_of
@@ -44,6 +45,8 @@ class Delivery:
         Of the exported artifact, in its own runtime or by the cost model over its graph.
     verdicts, checks
         Per budget, and per exported file.
+    notes
+        How the model was exported, where that limits what the files can do.
     """
 
     reading: Reading
@@ -51,6 +54,7 @@ class Delivery:
     checks: tuple[ArtifactCheck, ...]
     engine: EngineNote
     bundle: tuple[BundleFile, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             precisions = sorted({target.precision for target in targets}, reverse=True)
             wanted = [load_target(f"onnx-{precision}") for precision in precisions]
             checks = tuple(verify(onnx[target.precision], target, evidence) for target in wanted)
+        recording = recording_of(onnx["fp32"])
+        notes = (f"The model is exported {recording}",) if recording else ()
         reading = bench.read_files(onnx)
         verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
         shipped = [onnx[target.precision] for target in wanted]
@@ -122,12 +128,12 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             verdicts=[vars(verdict) for verdict in verdicts],
             versions={"edgelean": edgelean.__version__, **{name: version(name) for name in PACKAGES}},
             labels=label.classes,
-            notes=[engine.text],
+            notes=[engine.text, *notes],
         )
         write_bundle(folder, [*shipped, *engine_files], facts)
     files = check_bundle(folder)["files"]
     bundle = tuple(BundleFile(name, entry["bytes"], entry["sha256"]) for name, entry in files.items())
-    return Delivery(reading, verdicts, checks, engine, bundle)
+    return Delivery(reading, verdicts, checks, engine, bundle, notes)
 
 
 def _export(bench: Bench, targets: Sequence[ExportTarget], label: Label, scratch: Path) -> dict[Precision, Path]:

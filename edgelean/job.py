@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def ask(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": _lasting(recipe) if isinstance(recipe, str) else None,
         "settings": dict(settings or {}),
+        "protect": list(found.protect),
         "profile": wanted.model_dump(mode="json"),
         "target": target,
         "seed": seed,
@@ -82,6 +83,7 @@ def asked_before(run: Run) -> Job:
     if asked["recipe"] is None:
         raise MissingError(f"the recipe of {run.folder} was a Python object: only the program that made it can go on")
     recipe = checked(load_recipe(asked["recipe"]).with_settings(asked["settings"]))
+    recipe = replace(recipe, protect=tuple(asked["protect"]))
     profile = Profile.model_validate(asked["profile"])
     return Job(recipe, profile, load_board(profile.board), asked["target"], asked["seed"], asked)
 

@@ -369,6 +369,12 @@ class ClosedLoop:
         """Tell whether another reading of the same structure may give another figure."""
         return self.progress.reading.latency.low < self.progress.reading.latency.high
 
+    def record_beginning(self) -> None:
+        """Record, before the first step, what a person should know, and the reading of the full-size model."""
+        for note in self.bench.notes:
+            self.record("note", 0, text=note)
+        self.record_reading(0)
+
     def record_reading(self, step: int) -> None:
         """Record the last reading as an event."""
         self.record("reading", step, **self.bench.told(self.progress.reading))

@@ -92,7 +92,7 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
     example = next(iter(session.loaders.validation))[0].to(session.device)
     around = Surroundings(job.board, session.steps, lambda: evaluate(session, session.loaders.validation), stopwatch)
     with closing(open_target(job.target, job.profile, job.board)) as target:
-        bench = Bench(session.model, (example,), job.profile, target, stopwatch)
+        bench = Bench(session.model, (example,), job.profile, target, stopwatch, job.recipe.protect)
         loop = ClosedLoop(bench, session.optimizer, around)
         # Whatever can be wrong with the input has been found by now: from here on there is a folder.
         here = earlier or Run.create(folder, job.asked, on_event)

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +62,8 @@ class Recipe:
         more training.
     labels
         Names of the classes, for the runner that ships with the model.
+    protect
+        Paths of modules that keep their size, such as ``"head"`` or ``"layers.*.attn"``, with all that is below them.
     """
 
     model: Callable[[], nn.Module]
@@ -76,6 +78,7 @@ class Recipe:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     compare: bool = False
     labels: tuple[str, ...] = ()
+    protect: Sequence[str] = ()
 
     def metric_name(self) -> str:
         """Return what the metric is called in displays and reports."""
@@ -127,12 +130,17 @@ def _flag(text: str) -> bool:
     return _WORDS[text.lower()]
 
 
+def _paths(text: str) -> tuple[str, ...]:
+    return tuple(path.strip() for path in text.split(",") if path.strip())
+
+
 _CONVERTERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "epochs": (int, "a whole number"),
     "batch_size": (int, "a whole number"),
     "learning_rate": (float, "a number"),
     "weight_decay": (float, "a number"),
     "compare": (_flag, "true or false"),
+    "protect": (_paths, "paths of modules, with commas between them"),
 }
 
 
@@ -159,6 +167,8 @@ def checked(recipe: Recipe) -> Recipe:
             raise InputError(f"recipe {recipe.name!r}: {key} is {getattr(recipe, key)}, it has to be above 0")
     if recipe.weight_decay < 0:
         raise InputError(f"recipe {recipe.name!r}: weight_decay is {recipe.weight_decay}, it cannot be negative")
+    if isinstance(recipe.protect, str) or not all(isinstance(path, str) and path for path in recipe.protect):
+        raise InputError(f"recipe {recipe.name!r}: protect is {recipe.protect!r}, it has to be a list of module paths")
     recipe.metric_function()
     return recipe
 

@@ -35,13 +35,16 @@ def edgelean(folder, *arguments):
         (("--set", "speed=9"), "cannot be set"),
         (("missing.py",), "does not exist"),
         (("raises.py",), "ValueError: no such weights"),
-        (("forward.py",), "the model fails on a batch"),
+        (("forward.py",), "the model fails on a batch of the training data: Sequential cannot run"),
+        (("lazy.py",), "whose parameters have no shape yet (11.weight"),
+        (("--set", "protect=10,head"), "has no module 'head': at the top there are 0, 1"),
     ],
 )
 def test_bad_input_ends_with_one_message_exit_code_2_and_nothing_written(tmp_path, arguments, message):
     (tmp_path / "broken.toml").write_text("board = [")
     (tmp_path / "raises.py").write_text("raise ValueError('no such weights')")
     (tmp_path / "forward.py").write_text(Path(TINY).read_text().replace("nn.Linear(32, 10)", "nn.Linear(31, 10)"))
+    (tmp_path / "lazy.py").write_text(Path(TINY).read_text().replace("nn.Linear(32, 10)", "nn.LazyLinear(10)"))
     before = sorted(path.name for path in tmp_path.iterdir())
     recipe = () if arguments[0].endswith(".py") else (TINY,)
     profile = () if "--profile" in arguments else ("--profile", "raspberry-pi-5")

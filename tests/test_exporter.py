@@ -15,6 +15,7 @@ from torch import nn
 
 from edgelean.errors import InputError, MissingError, VerificationError
 from edgelean.exporter import export_onnx, load_target, target_names, to_fp16
+from edgelean.exporter.recorded import check_recording, recording_of
 from edgelean.nn.lru import LRU
 
 
@@ -166,6 +167,12 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Unreadable(nn.Module):
+    def forward(self, x):
+        y = torch.from_numpy(x.detach().numpy() * 2)
+        return y if y.sum() > 0 else -y
+
+
 class Eigenvalues(nn.Module):
     def forward(self, x):
         return torch.linalg.eigvals(x[:, :, None] * x[:, None, :]).real
@@ -182,7 +189,7 @@ class Mismatched(nn.Module):
 
 
 REFUSALS = [
-    (Branching, ["decides by the value of a tensor", "test_exporter.py:", "torch.where"]),
+    (Unreadable, ["numpy", "test_exporter.py:", "use the function of torch", "would not depend on input"]),
     (Eigenvalues, ["operator aten.linalg_eig"]),
     (FixedBatch, ["one batch size only", "x.shape[0]"]),
     (Mismatched, ["RuntimeError", "test_exporter.py:"]),
@@ -201,6 +208,27 @@ def test_what_onnx_cannot_express_is_named_in_one_line(make, words, tmp_path, ca
     assert not list(tmp_path.iterdir())
     assert [module.training for module in model.modules()] == [True, False, True]
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_cannot_be_traced_is_recorded_and_the_file_says_so_and_why(tmp_path, capfd):
+    model, x = Branching(), torch.rand(3, 4) + 1
+    path = export_onnx(model, (x,), tmp_path / "m.onnx", metadata={"seed": "7"})
+    words = recording_of(path)
+    assert "recording one path" in words
+    assert "test_exporter.py:" in words
+    assert "decides by the value of a tensor" in words
+    assert str(tmp_path) not in words
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"input": x[:1].numpy()})
+    assert np.array_equal(found, x[:1].numpy())
+    check_recording(path, model, (x,))
+    with pytest.raises(InputError, match="other outputs than the model"):
+        check_recording(path, model, (torch.cat([x, -9 * x]),))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_traced_file_says_nothing_of_a_recording(tmp_path):
+    path = export_onnx(nn.Linear(4, 3), (torch.randn(3, 4),), tmp_path / "m.onnx", metadata={})
+    assert recording_of(path) == ""
 
 
 def test_every_module_is_left_in_its_own_mode_and_the_random_state_alone(tmp_path, capfd):

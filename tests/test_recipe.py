@@ -91,7 +91,10 @@ def test_a_setting_that_cannot_be_is_refused(pair):
     [
         ({"model": lambda: 3}, "has to give a torch.nn.Module"),
         ({"model": lambda: 1 / 0}, "ZeroDivisionError"),
-        ({"model": lambda: nn.Linear(5, 3)}, r"the model fails on a batch \(4, 4\)"),
+        (
+            {"model": lambda: nn.Linear(5, 3)},
+            r"fails on a batch.* wants \[\.\.\., 5\] of float32 and got \[4, 4\]",
+        ),
         ({"data": lambda: (1, 2)}, "it gave 2 parts"),
         ({"data": lambda: [[1]] * 3}, "instead of a Dataset or DataLoader"),
         ({"data": lambda: [torch.utils.data.TensorDataset(torch.randn(0, 4))] * 3}, "is empty"),

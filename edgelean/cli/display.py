@@ -132,6 +132,7 @@ _LINES: Mapping[str, Callable[[Event], str]] = {
     "cut": _cut_line,
     "rollback": _rollback_line,
     "wait": lambda event: str(event["reason"]),
+    "note": lambda event: str(event["text"]),
     "checkpoint": lambda event: str(event["path"]),
     "verdict": _verdict_line,
     "end": _end_line,

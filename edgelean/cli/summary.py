@@ -29,7 +29,7 @@ def print_summary(console: Console, report: Report, run: Path) -> None:
         console.print()
     console.print(_comparison_table(report))
     console.print()
-    for text in (*_check_lines(report), story.overhead_text(report)):
+    for text in (*report.caveats, *_check_lines(report), story.overhead_text(report)):
         console.print(Text(text))
     console.print(Text(f"report  {run / HTML_NAME}"), soft_wrap=True)
     if report.bundle:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import re
-import traceback
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelean.errors import InputError, VerificationError
+from edgelean.exporter.recorded import RECORDED, RECORDED_KEY, recorded
 
 if TYPE_CHECKING:
     import torch
     from onnx import ModelProto
+
+    from edgelean.shrink.untraceable import Reason
 
 OPSET = 18
 """Written natively by torch's exporter, and inside the range of every TensorRT from 10.0 on (which read 9 to 20)."""
@@ -26,8 +24,6 @@ BATCH = "batch"
 
 PRECISION_KEY = "edgelean.precision"
 
-_CHATTY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
-
 
 def export_onnx(
     model: torch.nn.Module,
@@ -36,8 +32,12 @@ def export_onnx(
     *,
     metadata: Mapping[str, str],
     opset: int = OPSET,
+    untraceable: Reason | None = None,
 ) -> Path:
     """Write ``model``, as it infers, to one ONNX file.
+
+    A model that torch.export cannot trace is recorded instead: what its code decides for ``example`` is decided for
+    good, and ``edgelean.exported`` in the metadata says so, and why.
 
     The batch, dimension 0 of every input, stays free under the name ``batch``. Inputs are called ``input``, ``input_1``
     and so on, outputs ``output``, ``output_1`` and so on. Equal models give equal bytes: no time, no path and no source
@@ -56,6 +56,8 @@ def export_onnx(
         Goes into the ``metadata_props`` of the file, beside ``edgelean.precision``.
     opset
         The version of ONNX's operators.
+    untraceable
+        Why torch.export cannot trace the model, where that is known: it is then not tried again.
 
     Returns
     -------
@@ -71,46 +73,65 @@ def export_onnx(
     """
     import torch
 
+    from edgelean.shrink.untraceable import Reason, as_it_infers, silence
+
     path = Path(path)
     wide = tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in example)
-    with _as_it_infers(model), _silence(), torch.no_grad():
-        try:
-            proto = _translate(model, wide, opset)
-        except Exception as error:  # torch raises what it likes here: RuntimeError, TypeError, sympy's own
-            raise InputError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
-    _strip_notes(proto)
-    return write_onnx(proto, path, {**metadata, PRECISION_KEY: "fp32"}, opset)
+    told = {**metadata, PRECISION_KEY: "fp32"}
+    with as_it_infers(model), silence(), torch.no_grad():
+        traced = _translated(model, wide, opset) if untraceable is None else untraceable
+        if isinstance(traced, Reason):
+            told[RECORDED_KEY] = f"{RECORDED}: {traced.words()}"
+            traced = recorded(model, wide, opset, traced, _numbered("input", len(wide)))
+    _strip_notes(traced)
+    return write_onnx(traced, path, told, opset)
 
 
-def _translate(model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset: int) -> ModelProto:
-    """Trace and translate; raises whatever torch raises."""
+def _translated(model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset: int) -> ModelProto | Reason:
+    """Trace and translate; return why that does not go where code decides by what it computes.
+
+    Raises
+    ------
+    InputError
+        If it holds for one batch size only, or is traced and then not translated.
+    """
     import torch
 
     from edgelean.shrink.blocks import without_idle_sums
+    from edgelean.shrink.untraceable import ONE_BATCH, UntraceableError, exported
 
     free = torch.export.Dim(BATCH, min=1)
     # Tracing here and not inside torch.onnx.export keeps the first error: that function would try two more ways to
     # trace, each taking seconds, before it gives up.
-    traced = torch.export.export(model, example, dynamic_shapes=tuple({0: free} for _ in example))
-    program = without_idle_sums(traced)
-    translated = torch.onnx.export(
-        program,
-        example,
-        dynamo=True,
-        opset_version=opset,
-        input_names=_numbered("input", len(example)),
-        output_names=_numbered("output", len(program.graph_signature.user_outputs)),
-        dynamic_shapes=tuple({0: BATCH} for _ in example),  # only names the axis: the program is traced already
-        verbose=False,
-    )
+    try:
+        program = without_idle_sums(exported(model, example, tuple({0: free} for _ in example)))
+    except UntraceableError as error:
+        if error.reason.what == ONE_BATCH[0]:
+            raise InputError(f"the model cannot be exported to ONNX: {_sentence(error.reason)}") from error
+        return error.reason
+    try:
+        translated = torch.onnx.export(
+            program,
+            example,
+            dynamo=True,
+            opset_version=opset,
+            input_names=_numbered("input", len(example)),
+            output_names=_numbered("output", len(program.graph_signature.user_outputs)),
+            dynamic_shapes=tuple({0: BATCH} for _ in example),  # only names the axis: the program is traced already
+            verbose=False,
+        )
+    except Exception as error:  # torch raises what it likes here: RuntimeError, TypeError, sympy's own
+        raise InputError(f"the model cannot be exported to ONNX: {_untranslated(error)}") from error
     if translated is None:
-        raise TypeError("torch.onnx.export gave no model")
+        raise InputError("the model cannot be exported to ONNX: torch.onnx.export gave no model")
     return translated.model_proto
 
 
 def write_onnx(proto: ModelProto, path: Path, metadata: Mapping[str, str], opset: int) -> Path:
     """Write ``proto`` with exactly this metadata, and check what is on the disk; returns ``path``."""
     import onnx
+
+    from edgelean.shrink.untraceable import first_line
 
     del proto.metadata_props[:]
     for key in sorted(metadata):
@@ -123,7 +144,7 @@ def write_onnx(proto: ModelProto, path: Path, metadata: Mapping[str, str], opset
     try:
         onnx.checker.check_model(written, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise VerificationError(f"{path.name} is not valid ONNX: {_first_line(error)}") from error
+        raise VerificationError(f"{path.name} is not valid ONNX: {first_line(error)}") from error
     return path
 
 
@@ -141,58 +162,17 @@ def _strip_notes(message: Any) -> None:
                 _strip_notes(part)
 
 
-@contextmanager
-def _as_it_infers(model: torch.nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode, and every module back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _untranslated(error: BaseException) -> str:
+    """Say in one sentence why torch could not translate a traced model."""
+    from edgelean.shrink.untraceable import reason_of
 
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep warnings, log lines and what torch prints on stderr away from the terminal."""
-    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _reason(error: BaseException) -> str:
-    """Say in one sentence why torch could not trace or translate a model."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    root, where = _first_line(causes[-1]), _line_of_the_model(error)
-    if operator := re.search(r"OpOverload\(op='([\w.]+)'", root):
+    if operator := re.search(r"OpOverload\(op='([\w.]+)'", str(causes[-1])):
         return f"ONNX has nothing that computes the operator {operator[1]}; replace it in the forward by others"
-    if "Constraints violated (batch)" in root:
-        return "its forward holds for one batch size only; take the batch from x.shape[0], or write -1 for it"
-    if "data-dependent" in root:
-        return f"its forward decides by the value of a tensor{where}; compute both sides and use torch.where"
-    return f"{root}{where}"
+    return _sentence(reason_of(error))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('. ')}" if lines else type(error).__name__
-
-
-def _line_of_the_model(error: BaseException) -> str:
-    """Return ``" (file:line)"`` of the last frame that belongs neither to torch nor to this file, or nothing."""
-    import torch
-
-    machinery = (str(Path(torch.__file__).parent), __file__, "<")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(machinery)]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+def _sentence(reason: Reason) -> str:
+    return f"{reason.words()}; {reason.advice}"

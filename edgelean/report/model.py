@@ -222,6 +222,8 @@ class Report:
         How the energy of the training was found, and what a kWh of it stands for in CO2.
     commands
         Shell commands that run what is in the bundle.
+    caveats
+        How the model was taken apart and exported, where it could not be traced whole.
     """
 
     edgelean_version: str
@@ -256,6 +258,7 @@ class Report:
     training_energy_method: str
     electricity: str = ""
     commands: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:

@@ -17,8 +17,10 @@ from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.blocks import Block
 from edgelean.shrink.bypass import Detour
 from edgelean.shrink.lines import Length, lengths_along
-from edgelean.shrink.structure import Structure, structure_of
+from edgelean.shrink.parts import Parts, cut_apart, in_vain, outside_of, renamed, traced
+from edgelean.shrink.structure import Structure, joined, structure_of
 from edgelean.shrink.trace import Trace, trace
+from edgelean.shrink.untraceable import UntraceableError
 
 Slot = tuple[str, int]
 """A dimension of a parameter or buffer: its name in the model, and which dimension."""
@@ -92,6 +94,8 @@ class Anatomy:
         Sizes of operators and tensors as functions of the number of units kept on each axis.
     statistics
         The axes over which some operator takes statistics: their law needs the masked graph.
+    parts
+        The modules that were traced where the model cannot be traced whole, else None.
     norms
         For each module whose output goes through batch norm, and nowhere else, the module of that norm.
     blocks
@@ -107,10 +111,11 @@ class Anatomy:
     statistics: frozenset[str] = frozenset()
     blocks: tuple[Block, ...] = ()
     found: Trace | None = field(default=None, compare=False, repr=False)
+    parts: Parts | None = None
 
 
-def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
-    """Trace a model and find its axes.
+def dissect(model: nn.Module, example: tuple[Tensor, ...], parts: Parts | None = None) -> Anatomy:
+    """Trace a model, or where that fails those of its modules that can be traced, and find its axes.
 
     Parameters
     ----------
@@ -118,13 +123,27 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
         Left as it is, but for nn.MultiheadAttention, which becomes a subclass that can lose heads.
     example
         Inputs with the batch size that costs are asked for.
+    parts
+        Of an earlier anatomy of the model: it is taken apart in the same way.
 
     Raises
     ------
-    InputError
-        If the model cannot be traced.
+    UntraceableError
+        If the model cannot be traced, nor a module in it that has an axis inside.
     """
-    found = trace(freed(model), example)
+    freed(model)
+    if parts is not None:
+        return _joined(model, example, parts, {path: traced(model, path, call) for path, call in parts.calls.items()})
+    try:
+        return _taken_apart(trace(model, example), model)
+    except UntraceableError as error:
+        found = _joined(model, example, *cut_apart(model, example, error.reason))
+        if not found.axes:
+            raise in_vain(model, error.reason) from error
+        return found
+
+
+def _taken_apart(found: Trace, model: nn.Module) -> Anatomy:
     axes, refused = _axes(found, model)
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
     statistics = frozenset(roots[atom][0] for atom in found.over() if atom in roots)
@@ -133,6 +152,28 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     by_name = {axis.name: replace(axis, numbers=lengths.get(axis.name, {})) for axis, _ in axes}
     structure = structure_of(found, roots)
     return Anatomy(by_name, refused, structure, _norms(found), statistics, found.blocks(), found)
+
+
+def _joined(model: nn.Module, example: tuple[Tensor, ...], parts: Parts, traces: Mapping[str, Trace]) -> Anatomy:
+    """Return the anatomies of the parts of a model as one; tensors outside of them keep their size."""
+    axes: dict[str, Axis] = {}
+    refused = [Refusal(path, why) for path, why in parts.refused.items()]
+    structures: dict[str, Structure] = {}
+    norms: dict[str, str] = {}
+    statistics: set[str] = set()
+    for path, call in parts.calls.items():
+        found = _taken_apart(traces[path], call)
+        axes |= renamed(found.axes, path)
+        refused += renamed(found.refused, path)
+        structures[path] = found.structure
+        norms |= renamed(found.norms, path)
+        statistics |= renamed(found.statistics, path)
+    pieces = [renamed(structure.pieces(frozenset()), path) for path, structure in structures.items()]
+    full = {
+        name: units for path, structure in structures.items() for name, units in renamed(structure.full, path).items()
+    }
+    structure = joined(pieces, full, dict(outside_of(model, parts)), len(example[0]))
+    return Anatomy(axes, tuple(refused), structure, norms, frozenset(statistics), parts=parts)
 
 
 def _norms(found: Trace) -> dict[str, str]:

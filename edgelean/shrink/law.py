@@ -179,6 +179,10 @@ class Reference:
         self._over = found.over()
         self.tolerance = SINGLE_TOLERANCE if casts_to_single(found) else TOLERANCE
 
+    def misfit(self, plan: Plan) -> str:
+        """Return why the model's code would not run if a plan were applied; empty if it would."""
+        return misfit(self._model, plan, self._probe)
+
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to."""
         contents = masked(self._model, plan)

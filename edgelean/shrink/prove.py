@@ -27,10 +27,9 @@ from edgelean.shrink import law
 from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.axes import Anatomy, Axis, Refusal
 from edgelean.shrink.cut import tensors_of
+from edgelean.shrink.parts_law import reference_of
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.prove_blocks import BlockProof, prove_blocks
-from edgelean.shrink.reference import traced_with
-from edgelean.shrink.trace import trace
 from edgelean.shrink.uses import used_kinds
 
 MOST_TRIALS = 96
@@ -159,10 +158,9 @@ class _Bench:
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, probe: tuple[Tensor, ...]) -> None:
         self.model, self.anatomy, self.probe = model, anatomy, probe
-        found = anatomy.found if anatomy.found is not None and traced_with(anatomy.found, probe) else None
-        self.reference = law.Reference(model, found or trace(model, probe), probe)
+        self.reference = reference_of(model, anatomy, probe)
         self.compared: set[object] = set()
-        self._shapes_tell = not law.misfit(model, Plan((), (), {}, 0.0), probe)
+        self._shapes_tell = not self.reference.misfit(Plan((), (), {}, 0.0))
         self._known: dict[tuple[object, ...], str] = {}
         self._expected: tuple[Plan, list[Tensor]] | None = None
 
@@ -174,7 +172,7 @@ class _Bench:
             kinds[_kind(attribute)].append(attribute)
 
         def run() -> None:
-            if self._shapes_tell:
+            if self._shapes_tell and self.anatomy.parts is None:
                 law.dry_run(self.model, self.probe, {})
             else:
                 law.outputs(self.model, tensors_of(self.model), self.probe)
@@ -217,7 +215,7 @@ class _Bench:
         if any(scale.after == 0 for scale in plan.scales):
             return "a number in the code would be 0"
         try:
-            return law.misfit(self.model, plan, self.probe) if self._shapes_tell else ""
+            return self.reference.misfit(plan) if self._shapes_tell else ""
         except InputError as error:  # nothing would be left of a tensor
             return str(error)
 

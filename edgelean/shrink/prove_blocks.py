@@ -18,6 +18,7 @@ from edgelean.shrink.axes import Anatomy, Axis, Refusal
 from edgelean.shrink.blocks import Block, Way
 from edgelean.shrink.bypass import Detour
 from edgelean.shrink.cut import tensors_of
+from edgelean.shrink.parts_law import Reference
 from edgelean.shrink.plan import AxisCut, Plan
 
 NO_MODULE = "its layers are not in modules of their own, or are called more than once"
@@ -54,7 +55,7 @@ class BlockProof:
 
 
 def prove_blocks(
-    model: nn.Module, blocks: Iterable[Block], reference: law.Reference, probe: tuple[Tensor, ...]
+    model: nn.Module, blocks: Iterable[Block], reference: Reference, probe: tuple[Tensor, ...]
 ) -> BlockProof:
     """Find out how blocks can be taken out of the model's code.
 
@@ -86,7 +87,7 @@ def _tried(
     model: nn.Module,
     block: Block,
     ways: list[tuple[Detour, ...]],
-    reference: law.Reference,
+    reference: Reference,
     probe: tuple[Tensor, ...],
 ) -> int | str:
     """Return which of the ways to take out a block obeys the law, or why none does."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from torch import Tensor
+
 from edgelean.board.cost import Detail, Node, Operator, convolution_form, fuse, unfused
 from edgelean.board.model import Form
 from edgelean.shrink.labels import Dimension, Labels, Value
@@ -80,7 +82,7 @@ class Group:
     heavy: Sum
 
 
-class Parts(NamedTuple):
+class Pieces(NamedTuple):
     """What a model launches and stores."""
 
     groups: tuple[Group, ...]
@@ -95,7 +97,7 @@ class Structure:
     ----------
     full
         Units of each axis as traced.
-    parts
+    pieces
         What is launched and stored when some tensors of the graph are the same as others.
     ties
         By the name of an axis that goes together with another, that other one.
@@ -104,7 +106,7 @@ class Structure:
     """
 
     full: Mapping[str, int]
-    parts: Callable[[frozenset[Same]], Parts]
+    pieces: Callable[[frozenset[Same]], Pieces]
     batch: int
     ties: Mapping[str, str] = field(default_factory=dict)
     blocks: Mapping[str, Same] = field(default_factory=dict)
@@ -131,8 +133,8 @@ class Structure:
         units = self._units(keep)
         return round(_sum(_total(self._left(keep).tensors), units))
 
-    def _left(self, keep: Mapping[str, int]) -> Parts:
-        return self.parts(frozenset(same for name, same in self.blocks.items() if keep.get(name) == 0))
+    def _left(self, keep: Mapping[str, int]) -> Pieces:
+        return self.pieces(frozenset(same for name, same in self.blocks.items() if keep.get(name) == 0))
 
     def _units(self, keep: Mapping[str, int]) -> dict[str, float]:
         units: dict[str, float] = {**self.full, **keep}
@@ -150,7 +152,7 @@ def structure_of(found: Trace, roots: Mapping[int, tuple[str, int]]) -> Structur
         For every removable unit (a root label) the axis it belongs to, and how many units that has.
     """
     batch = next((value.shape[0] for value in found.values.values() if not value.constant and value.shape), 1)
-    return Structure(dict(roots.values()), _Shortened(found, _Sizes(found.labels, roots)).parts, batch)
+    return Structure(dict(roots.values()), _Shortened(found, _Sizes(found.labels, roots)).pieces, batch)
 
 
 class _Shortened:
@@ -163,15 +165,15 @@ class _Shortened:
         for step in found.steps:
             self._values.setdefault(step.name, step.flow.outputs[0])
         self._groups: dict[tuple[tuple[str, tuple[str, ...]], ...], Group] = {}
-        self._parts: dict[frozenset[Same], Parts] = {}
+        self._pieces: dict[frozenset[Same], Pieces] = {}
 
-    def parts(self, same: frozenset[Same]) -> Parts:
-        if same not in self._parts:
+    def pieces(self, same: frozenset[Same]) -> Pieces:
+        if same not in self._pieces:
             steps = shortened(self._steps, self._outputs, {**self._idle, **dict(same)})
             nodes = [_node(step) for step in steps]
             groups = tuple(self._group([steps[i] for i in members]) for members in fuse(nodes))
-            self._parts[same] = Parts(groups, self._stored(steps))
-        return self._parts[same]
+            self._pieces[same] = Pieces(groups, self._stored(steps))
+        return self._pieces[same]
 
     def _group(self, steps: list[Step]) -> Group:
         key = tuple((step.name, step.inputs) for step in steps)
@@ -182,6 +184,26 @@ class _Shortened:
     def _stored(self, steps: Sequence[Step]) -> tuple[tuple[Size, ...], ...]:
         read = {self._names.get(name) for name in read_by(steps) | self._outputs}
         return tuple(self._sizes.of_value(value) for name, value in self._tensors.items() if name in read)
+
+
+def joined(pieces: Sequence[Pieces], full: Mapping[str, int], others: Mapping[str, Tensor], batch: int) -> Structure:
+    """Return what the parts of one model launch and store as one structure; blocks stay.
+
+    Parameters
+    ----------
+    pieces
+        With names of axes that differ.
+    full
+        Units of each axis as traced.
+    others
+        Tensors of the model that are in none of them; they only take space.
+    batch
+        Samples of the inputs of the whole model.
+    """
+    groups = tuple(group for each in pieces for group in each.groups)
+    outside = tuple((_fixed(tensor.numel()),) for tensor in others.values())
+    whole = Pieces(groups, (*outside, *(tensor for each in pieces for tensor in each.tensors)))
+    return Structure(full, lambda same: whole, batch)
 
 
 class _Sizes:

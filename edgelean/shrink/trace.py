@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator as python_operator
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node as GraphNode
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from edgelean.errors import InputError
 from edgelean.shrink.blocks import Block, find_blocks, idle_sums
 from edgelean.shrink.in_training import enough, read_in_training
 from edgelean.shrink.labels import Labels, Value
 from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
+from edgelean.shrink.untraceable import Mode, UntraceableError, as_it_infers, as_it_trains, exported, shape_reason
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Trace:
         return {atom for line in lines for label in line.tolist() for atom in self.labels.atoms(label)}
 
 
-def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
+def trace(model: nn.Module, example: tuple[Tensor, ...], what: str = "the model") -> Trace:
     """Trace a model in evaluation mode and label its units.
 
     Parameters
@@ -99,22 +97,33 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
         Left as it is, its training mode included.
     example
         Inputs; their first dimension is the batch.
+    what
+        What is traced, in words for the log.
 
     Raises
     ------
-    InputError
-        If torch.export cannot trace the model; says where.
+    UntraceableError
+        If torch.export cannot trace the model, or the shape of a tensor depends on the data; says where.
     """
     labels = Labels()
     walk = _Walk(model, labels, {}, {})
-    program = _exported(model, example)
-    names, values, steps = walk.along(program)
+    program = _graph(model, example, as_it_infers)
+    names, values, steps = walk.along(program, what)
     reads = dict.fromkeys(_reads(program, names))
     if read_in_training(model, example, _used(program, names)):
         reads |= dict.fromkeys(_in_training(walk, example))
     outputs = frozenset(map(_root_name, program.graph.output_node().all_input_nodes))
     idle = {total.name: _root_name(stream) for total, stream in idle_sums(program.graph).items()}
     return Trace(labels, walk.tensors, values, steps, names, program, tuple(reads), outputs, idle)
+
+
+def _graph(model: nn.Module, example: tuple[Tensor, ...], mode: Mode) -> torch.export.ExportedProgram:
+    """Return the graph of a model in which nothing is written into a part of a tensor and every shape is known."""
+    program = _functional(exported(model, example, mode=mode))
+    reason = shape_reason(program)
+    if reason is not None:
+        raise UntraceableError(f"{type(model).__name__} cannot be traced: {reason.message()}", reason)
+    return program
 
 
 def _used(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> set[str]:
@@ -137,7 +146,9 @@ class _Walk:
     objects: dict[int, Value]
     tensors: dict[str, Value]
 
-    def along(self, program: torch.export.ExportedProgram) -> tuple[dict[str, str], dict[str, Value], tuple[Step, ...]]:
+    def along(
+        self, program: torch.export.ExportedProgram, what: str
+    ) -> tuple[dict[str, str], dict[str, Value], tuple[Step, ...]]:
         """Carry labels through a graph; return the names of its parameters, its tensors and its operators."""
         model, labels, signature = self.model, self.labels, program.graph_signature
         first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
@@ -159,19 +170,20 @@ class _Walk:
             value = values.get(name) if isinstance(name, str) else None
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Value):
-                    labels.freeze_all(part, "it is an output of the model")
+                    labels.freeze_all(part, f"it is an output of {what}")
         return names, {name: value for name, value in values.items() if isinstance(value, Value)}, tuple(steps)
 
 
 def _in_training(walk: _Walk, example: tuple[Tensor, ...]) -> tuple[tuple[str, int], ...]:
     """Carry labels through the graph of the training, too; return the dimensions that it sums over."""
     try:
-        program = _exported(walk.model, enough(example), training=True)
-    except InputError as error:
+        program = _graph(walk.model, enough(example), as_it_trains)
+    except UntraceableError as error:
+        why = f"the training reads parameters that evaluation does not, and {error.reason.words()}"
         for value in walk.tensors.values():
-            walk.labels.freeze_all(value, f"the training reads parameters that evaluation does not, and {error}")
+            walk.labels.freeze_all(value, why)
         return ()
-    names, _, _ = walk.along(program)
+    names, _, _ = walk.along(program, "the model in training")
     return _reads(program, names)
 
 
@@ -187,27 +199,6 @@ def _reads(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> t
                 if dim is not None:
                     found[names[argument.name], dim] = None
     return tuple(found)
-
-
-def _exported(model: nn.Module, example: tuple[Tensor, ...], *, training: bool = False) -> torch.export.ExportedProgram:
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        # Without gradients a model's own no_grad blocks change nothing, and are not wrapped into graphs of their own.
-        with torch.no_grad(), warnings.catch_warnings():
-            # An LSTM of torch assigns a list of its own parameters.
-            warnings.filterwarnings("ignore", message=".*were assigned during export", category=UserWarning)
-            # torch's own decompositions use what torch deprecates.
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            return _functional(torch.export.export(model, example))
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"torch.export cannot trace {type(model).__name__}, so its units cannot be found: {first}"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 VIEWS = ("slice", "select", "narrow", "unbind", "split", "split_with_sizes", "chunk", "diagonal")
@@ -296,11 +287,6 @@ def _root_name(node: GraphNode) -> str:
 def _shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, Tensor):
         return ()
-    if any(free_unbacked_symbols(size) for size in value.shape):
-        raise InputError(
-            f"a tensor of shape {tuple(value.shape)} in the model depends on the data, so its units cannot be followed: "
-            "write the model with tensors of fixed shapes, such as torch.where instead of picking rows with a mask"
-        )
     return tuple(int(size) for size in value.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,15 @@ def operators_of(model: onnx.ModelProto | Path, batch: int) -> tuple[Operator, .
         The file is not an ONNX model, an input has another fixed batch or more than one symbolic dimension, or the
         shape of a convolution or matrix product cannot be inferred.
     """
-    graph = _inferred(model, batch).graph
+    inferred = _inferred(model, batch)
+    try:
+        return _operators(inferred.graph)
+    except InputError:
+        # What recorded code computes from shapes is a number once the batch is one.
+        return _operators(_folded(inferred).graph)
+
+
+def _operators(graph: onnx.GraphProto) -> tuple[Operator, ...]:
     constants = _constants(graph)
     shapes = _shapes(graph, constants)
     live = [node for node in graph.node if not constants.issuperset(node.output)]
@@ -116,6 +125,16 @@ def _inferred(model: onnx.ModelProto | Path, batch: int) -> onnx.ModelProto:
         return found
     bound.graph.value_info.extend(missing)
     return onnx.shape_inference.infer_shapes(bound, data_prop=True)
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with a fixed batch in which everything is a weight that depends on no input."""
+    import onnx
+    import onnxscript.optimizer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return onnx.shape_inference.infer_shapes(onnxscript.optimizer.optimize(model), data_prop=True)
 
 
 def _told(graph: onnx.GraphProto, inputs: Sequence[onnx.ValueInfoProto], batch: int) -> dict[str, onnx.ValueInfoProto]:

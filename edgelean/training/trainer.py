@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from edgelean.errors import DivergenceError, InputError
 from edgelean.recipe import Data, Recipe, Source, call_users
+from edgelean.shrink.inputs import checked_inputs, refuse_unready
 
 LOOK_BATCHES = 200
 """So many batches of each split are searched for NaN before the training."""
@@ -75,6 +76,7 @@ def prepare(recipe: Recipe, seed: int, device: torch.device) -> Session:
         raise InputError(
             f"recipe {recipe.name!r}: model() gave a {type(model).__name__}, it has to give a torch.nn.Module"
         )
+    _told_of(recipe, "", lambda: refuse_unready(model))
     loaders = _loaders(recipe)
     model.to(device)
     _refuse_holes(recipe, loaders, device)
@@ -86,6 +88,14 @@ def prepare(recipe: Recipe, seed: int, device: torch.device) -> Session:
     steps = recipe.epochs * len(loaders.train)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps))
     return Session(recipe, model, optimizer, schedule, loaders, device, seed)
+
+
+def _told_of(recipe: Recipe, what: str, look: Callable[[], object]) -> None:
+    """Look at something of a recipe; a refusal names the recipe."""
+    try:
+        look()
+    except InputError as error:
+        raise InputError(f"recipe {recipe.name!r}: {what}{error}") from None
 
 
 def learning_rate_share(step: int, steps: int) -> float:
@@ -146,6 +156,7 @@ def _try_one_batch(recipe: Recipe, model: nn.Module, loaders: Loaders, device: t
     model.eval()  # batch statistics of this trial must not stay in the model
     with torch.no_grad():
         x, y = next(batches(loaders.train, device, recipe.name))
+        _told_of(recipe, "the model fails on a batch of the training data: ", lambda: checked_inputs(model, x))
         output = call_users(lambda: model(x), f"recipe {recipe.name!r}: the model fails on a batch {tuple(x.shape)}")
         loss = call_users(lambda: recipe.loss(output, y), f"recipe {recipe.name!r}: the loss fails")
     if not (isinstance(loss, Tensor) and loss.numel() == 1):
