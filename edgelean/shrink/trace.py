@@ -199,7 +199,7 @@ def _call(
     if all(value.constant for value in call.tensors()):
         # Known before any input arrives: the exporter folds it into a weight.
         outputs = tuple(replace(out, constant=True) for out in flow.outputs)
-        flow = Flow(outputs, "free")
+        flow = Flow(outputs, "free", over=flow.over)
     single = isinstance(node.meta.get("val"), Tensor)
     read = tuple(source.name for source in node.all_input_nodes)
     return Step(node.name, name, sources, flow, read), flow.outputs[0] if single else flow.outputs
