@@ -135,8 +135,8 @@ class _Masked(Interpreter):
             return node.target(x, *arguments[1:], **named)  # type: ignore[operator]  # an ATen operator
         if operator == "batch_norm":
             within = {dim: index for dim, index in kept.items() if dim != 1} if _of_the_batch(arguments, named) else {}
-            for dim, index in within.items():
-                x = x.index_select(dim, index)
+            for where, left in within.items():
+                x = x.index_select(where, left)
             out = node.target(x, *arguments[1:], **named)  # type: ignore[operator]  # an ATen operator
             return _spread(out, within, arguments[0].shape)
         dim = 1 if operator == "group_norm" else x.ndim - 1
