@@ -264,3 +264,23 @@ def test_trials_leave_nothing_behind_in_a_model_that_remembers():
     model = Remembers().eval()
     assert law.misfit(model, Plan((), (), {}, 0.0), (X,)) == ""
     assert model.seen is None
+
+
+class Standardised(nn.Module):
+    """A convolution whose weights are standardised over what they read, as batch norm of one sample does it."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        weight = self.two.weight
+        flat = nn.functional.batch_norm(weight.reshape(1, weight.shape[0], -1), None, None, training=True)
+        x = nn.functional.conv2d(torch.relu(self.one(x)), flat.reshape_as(weight), self.two.bias)
+        return self.head(x.mean((2, 3)))
+
+
+def test_standardised_weights_are_standardised_over_what_is_kept():
+    found, proof = proved(Standardised(), torch.randn(2, 3, 8, 8))
+    assert proof.refused == {}
+    assert set(proof.applied(found).axes) == {"one", "two"}

@@ -17,7 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 from torch import Tensor, nn
@@ -348,9 +348,7 @@ def _ties(bench: _Bench, failed: Sequence[Axis], attributes: dict[str, tuple[Att
     free = {axis.name: axis for axis in failed}
     for first in sorted(failed, key=lambda axis: axis.size):
         for partners in _companies(bench, first, list(free.values())) if first.name in free else ():
-            together = first
-            for axis in partners:
-                together = tied(together, axis)
+            together = reduce(tied, partners, first)
             key = tuple(_pattern(axis.name) for axis in (first, *partners))
             if key not in answers:
                 answers[key] = _attributes(bench, together)

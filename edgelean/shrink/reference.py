@@ -144,7 +144,7 @@ class _Masked(Interpreter):
             return arguments[0].double()
         if operator in ("_assert_tensor_metadata", "_assert_scalar"):
             return None
-        if operator in (*NORMS, *REDUCTIONS):
+        if operator in (*NORMS, *REDUCTIONS, "batch_norm"):
             source = node.all_input_nodes[0]
             gone = _gone(self._found, self._found.values.get(source.name), self._atoms)
             if gone:
@@ -160,6 +160,12 @@ class _Masked(Interpreter):
             for dim in set(kept) & reduced_dims(operator, arguments, named, x.ndim):
                 x = x.index_select(dim, kept[dim])
             return node.target(x, *arguments[1:], **named)  # type: ignore[operator]  # an ATen operator
+        if operator == "batch_norm":
+            within = {dim: index for dim, index in kept.items() if dim != 1} if _of_the_batch(arguments, named) else {}
+            for where, left in within.items():
+                x = x.index_select(where, left)
+            out = node.target(x, *arguments[1:], **named)  # type: ignore[operator]  # an ATen operator
+            return _spread(out, within, arguments[0].shape)
         dim = 1 if operator == "group_norm" else x.ndim - 1
         index = kept.get(dim)
         if index is None:
@@ -178,6 +184,19 @@ def _normed(operator: str, arguments: tuple[Any, ...], named: Mapping[str, Any],
     if operator == "rms_norm":
         return functional.rms_norm(x, (len(index),), weight, given.get("eps"))
     return functional.group_norm(x, given["groups"], weight, bias, given.get("eps", 1e-5))
+
+
+def _of_the_batch(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    """Tell whether a batch norm takes the statistics of what it is given, as weight standardisation does."""
+    return bool(named.get("training", arguments[5] if len(arguments) > 5 else False))
+
+
+def _spread(x: Tensor, places: Mapping[int, Tensor], shape: torch.Size) -> Tensor:
+    """Put what was computed at some places of some dimensions there, and zero elsewhere."""
+    for dim, index in places.items():
+        whole = x.new_zeros(*x.shape[:dim], shape[dim], *x.shape[dim + 1 :])
+        x = whole.index_copy(dim, index, x)
+    return x
 
 
 def _left(size: int, gone: list[int], device: torch.device) -> Tensor:
