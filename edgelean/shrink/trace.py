@@ -271,7 +271,7 @@ def _shape(value: Any) -> tuple[int, ...]:
         return ()
     if any(free_unbacked_symbols(size) for size in value.shape):
         raise InputError(
-            f"a tensor of shape {tuple(value.shape)} in the model depends on the data, so its units cannot be followed: "
+            f"a tensor of shape {tuple(value.shape)} in the model depends on the data and cannot be followed: "
             "write the model with tensors of fixed shapes, such as torch.where instead of picking rows with a mask"
         )
     return tuple(int(size) for size in value.shape)
