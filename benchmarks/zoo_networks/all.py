@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.zoo_networks import convolutional, held, images, language, sequences, shaped
+from benchmarks.zoo_networks import convolutional, held, images, language, sequences, shaped, unusual
 from benchmarks.zoo_networks.network import Network
 
 QUICK = (
@@ -20,7 +20,8 @@ QUICK = (
 
 def all_networks() -> tuple[tuple[Network, ...], tuple[str, ...]]:
     """Return the networks, and notes on families that cannot be built because a package is missing."""
-    networks = [*convolutional.NETWORKS, *shaped.NETWORKS, *sequences.NETWORKS, *held.NETWORKS]
+    handmade = (convolutional, shaped, sequences, held, unusual)
+    networks = [network for source in handmade for network in source.NETWORKS]
     notes = []
     for family, source in (("transformers", language), ("timm", images)):
         try:

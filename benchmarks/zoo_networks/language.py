@@ -66,6 +66,16 @@ TEXT: dict[str, tuple[str, str, Mapping[str, Any]]] = {
         "FalconForCausalLM", "FalconConfig", {key: DECODER[key] for key in DECODER if key not in
         ("intermediate_size", "max_position_embeddings")},
     ),
+    "biogpt": ("BioGptForCausalLM", "BioGptConfig", DECODER),
+    "cohere2": ("Cohere2ForCausalLM", "Cohere2Config", {**GROUPED, "sliding_window": 8}),
+    "diffllama": ("DiffLlamaForCausalLM", "DiffLlamaConfig", GROUPED),
+    "ernie4_5": ("Ernie4_5ForCausalLM", "Ernie4_5Config", {**GROUPED, "head_dim": 12}),
+    "exaone4": ("Exaone4ForCausalLM", "Exaone4Config", GROUPED),
+    "glm4": ("Glm4ForCausalLM", "Glm4Config", {**GROUPED, "head_dim": 12, "pad_token_id": 0}),
+    "helium": ("HeliumForCausalLM", "HeliumConfig", {**GROUPED, "head_dim": 12, "pad_token_id": 0}),
+    "mixtral": (
+        "MixtralForCausalLM", "MixtralConfig", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "mamba": (
         "MambaForCausalLM", "MambaConfig", {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2,
         "state_size": 8, "use_cache": False},

@@ -58,7 +58,7 @@ def _unchanged(call: Call) -> Flow:
 
 @rule_for_uniform(
     "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty",
-    "scalar_tensor", "empty_like", "new_empty",
+    "scalar_tensor", "empty_like", "new_empty", "randn_like", "rand_like",
 )  # fmt: skip
 def _filled(call: Call) -> Flow:
     return Flow(tuple(Value(s, (None,) * len(s), constant=True, uniform=True) for s in call.shapes), "free")
