@@ -1,14 +1,13 @@
 """Forms of a diagonal recurrence over a whole sequence, ``x_t = lam * x_{t-1} + B u_t`` and ``y_t = Re(C x_t)``.
 
-Eager on a CPU: step by step in complex numbers, one fused operator per step, a span of time that fits the cache at once
-(`_Recurrence`). Where a graph is traced, and on a GPU: chunks (Dao & Gu, "Transformers are SSMs", 2024), within a chunk
+Eager on a CPU: step by step in complex numbers, one fused operator per step, a span of time that fits the cache at once,
+and with few states pairs of steps joined first (`_Recurrence`). Where a graph is traced, and on a GPU: chunks (Dao & Gu, "Transformers are SSMs", 2024), within a chunk
 by a matrix product with the impulse response, between chunks through the states, in real arithmetic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +20,9 @@ Pair = tuple[Tensor, Tensor]
 
 SPAN_BYTES = 1 << 19
 """The states of a span of time; two such buffers fit the second-level cache of the CPUs at hand."""
+
+WORTH_A_STEP = 4096
+"""For fewer complex numbers in the states of a step its operator costs more than its arithmetic."""
 
 LONGEST_CHUNK = 8
 """In onnxruntime chunks of 8 steps were fastest for 64 to 784 steps and 16 to 256 states of 64 features."""
@@ -179,12 +181,11 @@ def _block_toeplitz(impulse: Tensor) -> Tensor:
 
 
 class _Span:
-    """A buffer for the complex states of a span of time, ``[batch, steps, N]``, and its steps."""
+    """A buffer for the complex states of a span of time, ``[batch, steps, N]``; flat it is real, ``[.., 2N]``."""
 
     def __init__(self, inputs: Tensor, steps: int, states: int) -> None:
         self.flat = inputs.new_empty(len(inputs) * steps, 2 * states)
         self.states = torch.view_as_complex(self.flat.view(len(inputs), steps, states, 2))
-        self.steps = self.states.unbind(1)
 
 
 class _Recurrence(torch.autograd.Function):
@@ -202,7 +203,8 @@ class _Recurrence(torch.autograd.Function):
         span = _Span(inputs, steps, states)
         for number, first in enumerate(range(0, time, steps)):
             torch.mm(_part(inputs, first, steps), write, out=span.flat)
-            starts[number + 1] = _run(span.steps, poles, starts[number])
+            _run(span.states, poles, starts[number], backwards=False)
+            starts[number + 1] = span.states[:, -1]
             found = torch.mm(span.flat, read).view(batch, steps, -1)
             outputs[:, first : first + steps] = found[:, : time - first]
         ctx.save_for_backward(inputs, poles, write, read, starts)
@@ -222,9 +224,10 @@ class _Recurrence(torch.autograd.Function):
         for number, first in reversed(list(enumerate(range(0, time, steps)))):
             some, slope = _part(inputs, first, steps), _part(gradient, first, steps)
             torch.mm(some, write, out=forward.flat)
-            _run(forward.steps, poles, starts[number])
+            _run(forward.states, poles, starts[number], backwards=False)
             torch.mm(slope, read.t(), out=backward.flat)
-            after = _run(backward.steps[::-1], adjoint, after).clone()
+            _run(backward.states, adjoint, after, backwards=True)
+            after = backward.states[:, 0].clone()
             on_write.addmm_(some.t(), backward.flat)
             on_read.addmm_(forward.flat.t(), slope)
             found = torch.mm(backward.flat, write.t()).view(batch, steps, width)
@@ -241,8 +244,36 @@ def _part(values: Tensor, first: int, steps: int) -> Tensor:
     return (functional.pad(part, (0, 0, 0, missing)) if missing else part).reshape(-1, values.shape[2])
 
 
-def _run(steps: Sequence[Tensor], poles: Tensor, before: Tensor) -> Tensor:
-    """Turn what each step adds to the states into the states after it, in place; returns the last ones."""
-    for step in steps:
-        before = step.addcmul_(poles, before)
-    return before
+def _run(states: Tensor, poles: Tensor, before: Tensor, backwards: bool) -> None:
+    """Turn what each step adds to the states ``[batch, steps, N]`` into the states after it, in place.
+
+    Parameters
+    ----------
+    before
+        The states before the first step; before the last one, when the run is backwards in time.
+    """
+    states[:, -1 if backwards else 0].addcmul_(poles, before)
+    levels = (WORTH_A_STEP // max(1, before.numel())).bit_length() - 1
+    _run_levels(states, poles, levels, backwards)
+
+
+def _run_levels(states: Tensor, poles: Tensor, levels: int, backwards: bool) -> None:
+    """Join pairs of steps as often as ``levels`` says, all pairs at once, and go step by step through what is left."""
+    count = states.shape[1]
+    if levels < 1 or count < 4:
+        steps = states.unbind(1)
+        before, *rest = steps[::-1] if backwards else steps
+        for step in rest:
+            before = step.addcmul_(poles, before)
+        return
+    shift = -1 if backwards else 1
+    # Every second step on the way, the first one not among them; and those between, beginning with the third.
+    second = slice(count % 2, count - 1, 2) if backwards else slice(1, count, 2)
+    third = slice((count - 1) % 2, count - 2, 2) if backwards else slice(2, count, 2)
+    states[:, second].addcmul_(poles, states[:, _moved(second, -shift)])
+    _run_levels(states[:, second], poles * poles, levels - 1, backwards)
+    states[:, third].addcmul_(poles, states[:, _moved(third, -shift)])
+
+
+def _moved(places: slice, by: int) -> slice:
+    return slice(places.start + by, places.stop + by, places.step)
