@@ -27,6 +27,7 @@ from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.cut import Contents, Tensors, cloned, put_back, restore, saved, tensors_of
 from edgelean.shrink.followers import Follower, State, load_state, saved_state
 from edgelean.shrink.plan import Plan, make_plan
+from edgelean.shrink.recent import Recent
 from edgelean.shrink.scores import Scores
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
@@ -164,6 +165,8 @@ class ClosedLoop:
         self._floor = max(bench.profile.control.floor, self._width)
         self.scores = Scores()
         self.scores.watch(bench.model, bench.anatomy.axes)
+        self.recent = Recent()
+        self.recent.watch(bench.model, bench.batch)
         self.full_size = self.ranks.first(bench.read)
         self.limits = limits_of(bench.profile, self.full_size)
         start = bench.observed(self.full_size)
@@ -196,7 +199,7 @@ class ClosedLoop:
 
     def _observe(self, active: bool) -> None:
         """Collect the scores in the coming step, or not; compiled code would break at the hooks."""
-        self.scores.active = active
+        self.scores.active = self.recent.active = active
         self._observing.close()
         if active:
             self._observing.enter_context(eagerly(self.model))
@@ -205,6 +208,7 @@ class ClosedLoop:
         """Take the hooks off the model."""
         self._observing.close()
         self.scores.release()
+        self.recent.release()
 
     # -- one event -----------------------------------------------------------------------------------------------------
 
@@ -248,7 +252,7 @@ class ClosedLoop:
         self.progress.pending = self._snapshot()
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            operation = operate(self._patient, plan, self.scores)
+            operation = operate(self._patient, plan, self.scores, self.recent.inputs())
         except LawError as refusal:
             self._restore()
             for parameter, gradient in gradients.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgelean.control import ControllerState
@@ -54,6 +55,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
     progress, pending = loop.progress, loop.progress.pending
     tensors = _under("flow", _flat({path: flow.tensors() for path, flow in loop.scores.flows.items()}))
     tensors |= _under("slope", loop.scores.slopes)
+    tensors |= {f"recent/{i}/{j}": x for i, batch in enumerate(loop.recent.batches) for j, x in enumerate(batch)}
     values: dict[str, Any] = {
         "control": progress.controller.to_json(),
         "order": progress.order,
@@ -84,7 +86,9 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop) -> None:
     progress.guard = replace(progress.guard, best=values["best"])
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}
     progress.banned = dict(values["banned"])
-    loop.scores.active, progress.done = values["active"], values["done"]
+    loop.scores.active = loop.recent.active = values["active"]
+    progress.done = values["done"]
+    loop.recent.batches = _batches(checkpoint.part("recent/"), loop.bench.batch[0].device)
     loop.scores.put_back(_nested(checkpoint.part("flow/")))
     loop.scores.slopes = checkpoint.part("slope/")
     loop.look_again()
@@ -95,6 +99,14 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop) -> None:
             _nested(checkpoint.part("pending/flow/")),
             values["pending"]["numbers"],
         )
+
+
+def _batches(tensors: Mapping[str, Tensor], device: torch.device) -> list[tuple[Tensor, ...]]:
+    batches: dict[int, dict[int, Tensor]] = {}
+    for key, tensor in tensors.items():
+        batch, place = map(int, key.split("/"))
+        batches.setdefault(batch, {})[place] = tensor.to(device)
+    return [tuple(batches[i][j] for j in sorted(batches[i])) for i in sorted(batches)]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
