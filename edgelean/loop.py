@@ -26,6 +26,7 @@ from edgelean.reading import Reading, incomparable
 from edgelean.shrink.cut import Contents, Held, cloned, put_back, saved, saved_model, saved_optimizer
 from edgelean.shrink.followers import Follower
 from edgelean.shrink.plan import Plan, make_plan
+from edgelean.shrink.recent import Recent
 from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
@@ -173,6 +174,8 @@ class ClosedLoop:
         # The seed of the training is that of a score that draws numbers, too.
         self.scores: Score = open_score(bench.profile.control.score, torch.initial_seed())
         self.scores.watch(bench.model, bench.anatomy.axes)
+        self.recent = Recent()
+        self.recent.watch(bench.model, bench.batch)
         self.full_size = self.ranks.first(bench.read)
         self.limits = limits_of(bench.profile, self.full_size)
         start = bench.observed(self.full_size)
@@ -205,7 +208,7 @@ class ClosedLoop:
 
     def _observe(self, active: bool) -> None:
         """Collect the scores in the coming step, or not; compiled code would break at the hooks."""
-        self.scores.active = active
+        self.scores.active = self.recent.active = active
         self._observing.close()
         if active:
             self._observing.enter_context(eagerly(self.model))
@@ -214,6 +217,7 @@ class ClosedLoop:
         """Take the hooks off the model."""
         self._observing.close()
         self.scores.release()
+        self.recent.release()
 
     # -- one event -----------------------------------------------------------------------------------------------------
 
@@ -257,7 +261,7 @@ class ClosedLoop:
         self.progress.pending = self._snapshot()
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            operation = operate(self._patient, plan, self.scores)
+            operation = operate(self._patient, plan, self.scores, self.recent.inputs())
         except LawError as refusal:
             self._restore()
             for parameter, gradient in gradients.items():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgelean.control import ControllerState
@@ -75,6 +76,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
     """Return what the closed loop remembers."""
     progress, pending = loop.progress, loop.progress.pending
     tensors = _under("scores", loop.scores.tensors())
+    tensors |= {f"recent/{i}/{j}": x for i, batch in enumerate(loop.recent.batches) for j, x in enumerate(batch)}
     values: dict[str, Any] = {
         "control": progress.controller.to_json(),
         "order": progress.order,
@@ -109,7 +111,9 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
     progress.guard = replace(progress.guard, best=values["best"])
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}
     progress.banned = dict(values["banned"])
-    loop.scores.active, progress.done = values["active"], values["done"]
+    loop.scores.active = loop.recent.active = values["active"]
+    progress.done = values["done"]
+    loop.recent.batches = _batches(checkpoint.part("recent/"), loop.bench.batch[0].device)
     loop.scores.put_back(checkpoint.part("scores/"))
     loop.look_again()
     if values["pending"] is not None:
@@ -128,6 +132,14 @@ def _plain(detours: Iterable[Detour]) -> list[dict[str, Any]]:
 
 def _detour(plain: Mapping[str, Any]) -> Detour:
     return Detour(**plain)
+
+
+def _batches(tensors: Mapping[str, Tensor], device: torch.device) -> list[tuple[Tensor, ...]]:
+    batches: dict[int, dict[int, Tensor]] = {}
+    for key, tensor in tensors.items():
+        batch, place = map(int, key.split("/"))
+        batches.setdefault(batch, {})[place] = tensor.to(device)
+    return [tuple(batches[i][j] for j in sorted(batches[i])) for i in sorted(batches)]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from edgelean.bench import Bench
-from edgelean.errors import LawError
+from edgelean.errors import InputError, LawError
 from edgelean.shrink import law, refit
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.followers import Follower, counterpart
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.scores import Score
+from edgelean.shrink.trace import Trace, trace
 from edgelean.shrink.wrappers import Ranks, synchronise
 
 
@@ -47,10 +49,15 @@ class Operation:
     notes: tuple[str, ...]
 
 
-def operate(patient: Patient, plan: Plan, scores: Score) -> Operation:
-    """Apply a plan, the first process's in all of them, and check that the cut model obeys the law.
+def operate(patient: Patient, plan: Plan, scores: Score, inputs: tuple[Tensor, ...]) -> Operation:
+    """Apply a plan, the first process's in all of them, and check that the cut model obeys the law; then refit it.
 
     Channels and blocks are compared with the masked model, a truncated state space layer with its reduced system.
+
+    Parameters
+    ----------
+    inputs
+        Samples of the training, for the refit; without any there is none.
 
     Raises
     ------
@@ -60,12 +67,8 @@ def operate(patient: Patient, plan: Plan, scores: Score) -> Operation:
     bench, ranks, network = patient.bench, patient.ranks, patient.bench.model
     channels, states = replace(plan, states={}), replace(plan, removals=(), scales=(), detours=())
     whole, expected = ranks.together(lambda: (_outputs(bench), bench.expected(channels)))
-    copies = [counterpart(each, network) for each in patient.followers if isinstance(each, nn.Module)]
-    repairs = [
-        (each, ranks.same_tensors(refit.amounts(each, bench.anatomy, channels, scores.flows)))
-        for each in (network, *copies)
-    ]
-    seen = {path: inputs for path in plan.states if (inputs := scores.flows[path].inputs) is not None}
+    repairs = _repairs(patient, channels, inputs)
+    seen = {path: last for path in plan.states if (last := scores.flows[path].inputs) is not None}
     read = ranks.same_tensors(seen)
     notes = list(apply(patient.model, channels, *patient.followers).notes)
     found = ranks.together(lambda: _outputs(bench))
@@ -95,10 +98,31 @@ def _outputs(bench: Bench) -> list[Tensor]:
     return law.outputs(bench.model, tensors_of(bench.model), bench.probe)
 
 
+def _repairs(patient: Patient, plan: Plan, inputs: tuple[Tensor, ...]) -> list[tuple[nn.Module, Tensors]]:
+    """Return what is to be added to the network, first, and to each copy of it; nothing where it cannot be computed."""
+    network = patient.bench.model
+    copies = [counterpart(each, network) for each in patient.followers if isinstance(each, nn.Module)]
+    found: Trace | None = None
+    if inputs and (plan.removals or plan.detours):
+        with suppress(InputError):
+            found = trace(network, inputs)
+    trained = frozenset(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+    repairs = []
+    for each in (network, *copies):
+        amounts: Tensors = {}
+        if found is not None:
+            with suppress(*law.FAILURES):
+                amounts = refit.amounts(each, found, plan, inputs, trained)
+        repairs.append((each, patient.ranks.same_tensors(amounts)))
+    return repairs
+
+
 def _refit(
     patient: Patient, repairs: Sequence[tuple[nn.Module, Tensors]], plan: Plan, whole: list[Tensor], distance: float
 ) -> None:
     """Let the readers of what went make up for it, if that brings the outputs nearer to the uncut model's.
+
+    What optimizers know of a changed weight stays: it is the same weight, in the same basis, moved a little.
 
     Parameters
     ----------
@@ -108,7 +132,7 @@ def _refit(
     # What read a removed unit inside of a removed block is gone, too.
     repairs = [(each, {n: a for n, a in amounts.items() if n in tensors_of(each)}) for each, amounts in repairs]
     (network, amounts), *others = repairs
-    before = cloned({name: tensors_of(network)[name] for name in amounts})
+    before = cloned({name: tensor for name, tensor in tensors_of(network).items() if name in amounts})
     refit.add(network, amounts, plan)
     if not patient.ranks.same(law.distance(whole, _outputs(patient.bench)) <= distance):
         restore(network, {**tensors_of(network), **before})

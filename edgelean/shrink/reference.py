@@ -7,7 +7,7 @@ cut model does. Everything else of the graph runs at full size, on masked parame
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def graph_outputs(
         Tensors of the graph that are zeros, whatever they are made of.
     """
     with torch.no_grad():
-        return _Masked(found, atoms, branches).outputs({name: double(value) for name, value in contents.items()}, probe)
+        return Masked(found, atoms, branches, double).outputs(contents, probe)
 
 
 def removed_atoms(found: Trace, plan: Plan) -> frozenset[int]:
@@ -115,25 +115,53 @@ def _gone(found: Trace, value: Value | None, atoms: frozenset[int]) -> dict[int,
     return places
 
 
-class _Masked(Interpreter):
-    def __init__(self, found: Trace, atoms: frozenset[int], branches: frozenset[str]) -> None:
+class Masked(Interpreter):
+    """Runs a graph whose removed units are masked, with statistics over the units that are kept.
+
+    Parameters
+    ----------
+    atoms
+        The units that are gone.
+    branches
+        Tensors of the graph that are zeros, whatever they are made of.
+    number
+        Gives floating-point tensors the precision of the run.
+    """
+
+    def __init__(
+        self, found: Trace, atoms: frozenset[int], branches: frozenset[str], number: Callable[[Any], Any]
+    ) -> None:
         super().__init__(found.program.graph_module)
-        self._found, self._atoms, self._branches = found, atoms, branches
+        self._found, self._atoms, self._branches, self._number = found, atoms, branches, number
 
     def outputs(self, contents: Mapping[str, Tensor], probe: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return every output tensor; for the parameters see `given`."""
+        return leaves(self.run(*self.given(contents, probe)))
+
+    def given(self, contents: Mapping[str, Tensor], probe: tuple[Tensor, ...]) -> list[Any]:
+        """Return what the graph is given, in its order.
+
+        Parameters
+        ----------
+        contents
+            Parameters and buffers, masked, by their name in the model.
+        probe
+            Inputs of the shapes that were traced.
+        """
         signature, given, inputs = self._found.program.graph_signature, iter(probe), []
         known = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         for spec in signature.input_specs:
             name = spec.arg.name
             if name in known:
-                inputs.append(contents[self._found.names[name]])
+                inputs.append(self._number(contents[self._found.names[name]]))
             elif spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
-                inputs.append(double(self._found.program.constants[str(spec.target)]))
+                inputs.append(self._number(self._found.program.constants[str(spec.target)]))
             else:
-                inputs.append(double(next(given)))
-        return leaves(self.run(*inputs))
+                inputs.append(self._number(next(given)))
+        return inputs
 
     def run_node(self, node: Node) -> Any:
+        """Run one operator."""
         result = self._computed(node)
         return torch.zeros_like(result) if node.name in self._branches else result
 
@@ -141,7 +169,8 @@ class _Masked(Interpreter):
         operator = str(getattr(node.target, "_opname", ""))
         if operator in CASTS and node.meta["val"].dtype == torch.float32:
             arguments, _ = self.fetch_args_kwargs_from_env(node)
-            return arguments[0].double()
+            x: Tensor = arguments[0]
+            return self._number(x if x.is_floating_point() else x.float())
         if operator in ("_assert_tensor_metadata", "_assert_scalar"):
             return None
         if operator in (*NORMS, *REDUCTIONS, "batch_norm"):
@@ -150,7 +179,7 @@ class _Masked(Interpreter):
             if gone:
                 return self._over_the_kept(node, operator, gone)
         result = super().run_node(node)
-        return double(result) if not node.all_input_nodes else result
+        return self._number(result) if not node.all_input_nodes else result
 
     def _over_the_kept(self, node: Node, operator: str, gone: Mapping[int, list[int]]) -> Any:
         arguments, named = self.fetch_args_kwargs_from_env(node)

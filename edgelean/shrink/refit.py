@@ -1,110 +1,82 @@
-"""Refit: what read the removed units learns to do without them, by least squares.
+"""Refit: what is left of a network after a cut learns, by least squares, to do what the whole one did.
 
-A removed unit is predicted from the kept ones that the same layer reads, x_r = m + A x_k, with the second moments that
-the scores have collected; the layer's weights on it are then moved over, W_k + W_r A, and what is left of the mean goes
-into its bias. Where batch norm follows, the running mean takes it: training does not see the difference, and evaluation
-need not wait for it. A convolution does the same at every position of its kernel.
+The whole and the cut network run over a few recorded inputs in step, operator by operator. Wherever something is
+multiplied by a weight, the weight is corrected so that its product with what the cut network gives it comes as near as
+it can to the product in the whole network: later layers make up for what earlier ones could not. A convolution is
+fitted with its whole kernel. A batch norm takes over the mean and the variance that it sees now.
+
+All rows of a layer's output share their features, so no weighting of outputs, by their Fisher information or otherwise,
+changes the solution.
 
 References
 ----------
-He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017 (reconstruction by least squares).
+He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017 (reconstruction by least squares
+of the outputs of the whole network on the inputs of the cut one).
+Jordan et al.: REPAIR: REnormalizing Permuted Activations for Interpolation Repair, ICLR 2023 (batch statistics).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.fx import Node
 
-from edgelean.shrink.axes import Anatomy
+from edgelean.shrink import law
 from edgelean.shrink.cut import Tensors, tensors_of
+from edgelean.shrink.least_squares import RIDGES, Rows, correction
 from edgelean.shrink.plan import Plan
-from edgelean.shrink.scores import RIDGE, Flow
+from edgelean.shrink.readers import Part, Reader, norms, readers
+from edgelean.shrink.reference import Masked, removed_atoms, removed_branches
+from edgelean.shrink.trace import Trace
 
-_CONVOLVE: dict[type[nn.Module], Any] = {
-    nn.Conv1d: functional.conv1d,
-    nn.Conv2d: functional.conv2d,
-    nn.Conv3d: functional.conv3d,
-}
+HELD_OUT = 4
+"""One of so many samples takes no part in the fit; the ridge is chosen on it."""
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """How a reader's removed inputs follow from its kept ones: ``x[gone] = mean + matrix @ x[kept]``."""
-
-    gone: Tensor
-    kept: Tensor
-    mean: Tensor
-    matrix: Tensor | None
-
-
-def by_mean(flow: Flow, gone: Tensor, kept: Tensor) -> Prediction:
-    """Predict removed inputs by their mean."""
-    assert flow.mean is not None
-    return Prediction(gone, kept, flow.mean[gone], None)
-
-
-def by_least_squares(flow: Flow, gone: Tensor, kept: Tensor) -> Prediction:
-    """Predict removed inputs from the kept ones; by their mean where no pairs were observed."""
-    if flow.second is None or flow.mean is None:
-        return by_mean(flow, gone, kept)
-    covariance = (flow.second - torch.outer(flow.mean, flow.mean)).double()
-    among = covariance[kept][:, kept]
-    among = among + RIDGE * among.diagonal().mean().clamp_min(1e-12) * torch.eye(len(kept), device=among.device)
-    matrix = torch.linalg.solve(among, covariance[kept][:, gone]).T.to(flow.mean.dtype)
-    return Prediction(gone, kept, flow.mean[gone] - matrix @ flow.mean[kept], matrix)
+LEAST_ROWS = 8192
+ROWS_PER_FEATURE = 16
+"""Rows of a reader's input that are fitted: positions of samples, taken at random where there are more."""
 
 
 def amounts(
-    model: nn.Module, anatomy: Anatomy, plan: Plan, flows: Mapping[str, Flow], predict: Any = by_least_squares
+    model: nn.Module,
+    found: Trace,
+    plan: Plan,
+    inputs: tuple[Tensor, ...],
+    trained: Container[str],
+    ridges: Sequence[float] = RIDGES,
 ) -> Tensors:
-    """Return what has to be added to weights, biases and running means once a plan is applied.
+    """Return what has to be added to weights, biases and batch statistics once a plan is applied.
 
     Parameters
     ----------
     model
         Not cut yet.
-    flows
-        What has been observed of the modules that read the axes.
-    predict
-        `by_least_squares` or `by_mean`.
+    found
+        Its trace, with inputs of these shapes.
+    inputs
+        A few samples.
+    trained
+        The parameters that may change; frozen ones stay what they are.
+    ridges
+        None of them: biases and batch statistics alone.
 
     Returns
     -------
     dict
         By the name of the tensor, with the size that it has before the cut.
     """
-    found: Tensors = {}
-    for path, name, gone in _readers(anatomy, plan):
-        module: Any
-        module, flow = model.get_submodule(path), flows.get(path, Flow())
-        place = _place(module, path, anatomy)
-        if flow.mean is None or place is None:
-            continue
-        everything = torch.arange(len(flow.mean), device=flow.mean.device)
-        lost = torch.tensor(gone, device=flow.mean.device)
-        kept = everything[~torch.isin(everything, lost)]
-        prediction = predict(flow, lost, kept)
-        offset = _average_output(module, prediction.mean, lost, flow.space)
-        target, sign = place
-        _accumulate(found, target, sign * offset)
-        if prediction.matrix is not None:
-            weight = module.weight.detach()
-            moved = torch.zeros_like(weight)
-            taken = weight.index_select(1, lost).movedim(1, -1) @ prediction.matrix.to(weight.dtype)
-            _accumulate(found, name, moved.index_copy(1, kept, taken.movedim(-1, 1)))
-    return found
+    with torch.no_grad():
+        return _InStep(model, found, plan, trained, ridges).run(inputs)
 
 
 def add(model: nn.Module, found: Mapping[str, Tensor], plan: Plan) -> None:
-    """Add amounts to a model that has been cut by the same plan."""
+    """Add amounts to a model that has been cut by the same plan; what went with a block gets none."""
     named = tensors_of(model)
     with torch.no_grad():
-        for name, amount in found.items():
+        for name, amount in ((name, amount) for name, amount in found.items() if name in named):
             for removal in plan.removals:
                 if removal.tensor == name:
                     left = sorted(set(range(amount.shape[removal.dim])) - set(removal.indices))
@@ -112,33 +84,123 @@ def add(model: nn.Module, found: Mapping[str, Tensor], plan: Plan) -> None:
             named[name] += amount.to(named[name].dtype)
 
 
-def _readers(anatomy: Anatomy, plan: Plan) -> Iterator[tuple[str, str, list[int]]]:
-    """Yield the modules that read what goes: path, name of the weight, and which of its inputs go."""
-    gone = {(removal.tensor, removal.dim): list(removal.indices) for removal in plan.removals}
-    for path, slot in dict.fromkeys(reader for cut in plan.cuts for reader in anatomy.axes[cut.axis].readers):
-        if slot in gone:
-            yield path, slot[0], gone[slot]
+def single(value: Any) -> Any:
+    """Return a floating-point tensor in single precision, and a copy of any tensor."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().float().clone() if value.is_floating_point() else value.detach().clone()
 
 
-def _accumulate(found: Tensors, name: str, amount: Tensor) -> None:
-    found[name] = found[name] + amount if name in found else amount
+class _InStep:
+    """The whole network and the cut one, which is the whole one with masked contents, run operator by operator."""
+
+    def __init__(
+        self, model: nn.Module, found: Trace, plan: Plan, trained: Container[str], ridges: Sequence[float]
+    ) -> None:
+        self._found, self._ridges = found, ridges
+        self._whole_contents, self._cut_contents = tensors_of(model), law.masked(model, plan)
+        self._whole = Masked(found, frozenset(), frozenset(), single)
+        self._cut = Masked(found, removed_atoms(found, plan), removed_branches(found, plan), single)
+        self._readers, self._norms = readers(found, trained), norms(found)
+        self._staying = {
+            name: torch.ones_like(tensor, dtype=torch.float32) for name, tensor in self._cut_contents.items()
+        }
+        for removal in plan.removals:
+            gone = torch.tensor(removal.indices, device=self._staying[removal.tensor].device)
+            self._staying[removal.tensor].index_fill_(removal.dim, gone, 0)
+        self._amounts: Tensors = {}
+
+    def run(self, inputs: tuple[Tensor, ...]) -> Tensors:
+        """Return the amounts."""
+        given = [
+            iter(network.given(contents, inputs))
+            for network, contents in ((self._whole, self._whole_contents), (self._cut, self._cut_contents))
+        ]
+        for node in self._found.program.graph.nodes:
+            if node.op == "output":
+                break
+            for network, values in zip((self._whole, self._cut), given, strict=True):
+                network.env[node] = next(values) if node.op == "placeholder" else self._ran(network, node)
+            if node in self._readers:
+                self._repair(self._readers[node])
+            for network in (self._whole, self._cut):
+                for used in network.user_to_last_uses.get(node, []):
+                    del network.env[used]
+        return self._amounts
+
+    def _ran(self, network: Masked, node: Node) -> Any:
+        if network is self._cut and node in self._norms:
+            self._renormalise(node)
+        return network.run_node(node)
+
+    def _repair(self, reader: Reader) -> None:
+        """Correct a weight and a bias so that the cut network's product comes nearest to the whole one's."""
+        target, output = self._whole.env[reader.node], self._cut.env[reader.node]
+        if torch.equal(target, output):
+            return
+        followed = any(user in self._norms for user in reader.node.users) and len(reader.node.users) == 1
+        weight = self._cut.env[reader.weight_node]
+        change, shift = self._corrections(reader, followed or reader.bias is not None)
+        if reader.weight is not None and change is not None:
+            moved = reader.weight_of(change, weight.shape)
+            self._cut.env[reader.weight_node] = weight + moved
+            self._accumulate(reader.weight, moved)
+        if reader.bias is not None and reader.bias_node is not None:
+            self._cut.env[reader.bias_node] = self._cut.env[reader.bias_node] + shift
+            self._accumulate(reader.bias, shift)
+        self._cut.env[reader.node] = self._cut.run_node(reader.node)
+
+    def _corrections(self, reader: Reader, centred: bool) -> tuple[Tensor | None, Tensor]:
+        target, output = self._whole.env[reader.node], self._cut.env[reader.node]
+        x = self._cut.env[reader.source]
+        if reader.weight is None:
+            rest = reader.outputs(target - output, torch.arange(reader.rows(output)))
+            return None, rest.mean(1).flatten()
+        staying = reader.matrices(reader.weight.of(self._staying[reader.weight.name]))
+        change = torch.zeros_like(staying)
+        shift = torch.zeros(staying.shape[:2], device=staying.device)
+        wanted = max(LEAST_ROWS, ROWS_PER_FEATURE * staying.shape[2])
+        fit, held_out = _rows(reader.rows(output), wanted, x.device)
+        parts = [
+            (reader.features(x, output, rows), reader.outputs(target, rows) - reader.outputs(output, rows))
+            for rows in (fit, held_out)
+        ]
+        for group, mask in enumerate(staying):
+            outputs, features = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+            pairs = [Rows(a[group][:, features], b[group][:, outputs]) for a, b in parts]
+            if len(outputs) and len(features):
+                best = correction(pairs[0], pairs[1], centred, self._ridges)
+                change[group][outputs[:, None], features] = best.matrix
+                shift[group][outputs] = best.shift
+        return change * staying, shift.flatten()
+
+    def _renormalise(self, node: Node) -> None:
+        """Let a batch norm take over what has become of the mean and the variance of its inputs."""
+        source = node.args[0]
+        assert isinstance(source, Node)
+        before, now = (_moments(network.env[source]) for network in (self._whole, self._cut))
+        share = torch.where(before[1] > 0, now[1] / before[1], 1.0)
+        mean, variance = self._norms[node]
+        for place, amount in ((mean, now[0] - before[0]), (variance, (share - 1) * self._cut.env[variance])):
+            part = Part(self._found.names[place.name], ())
+            amount = amount * self._staying[part.name]
+            self._cut.env[place] = self._cut.env[place] + amount
+            self._accumulate(part, amount)
+
+    def _accumulate(self, part: Part, amount: Tensor) -> None:
+        placed = part.back(amount, self._staying[part.name].shape)
+        self._amounts[part.name] = self._amounts[part.name] + placed if part.name in self._amounts else placed
 
 
-def _place(module: nn.Module, path: str, anatomy: Anatomy) -> tuple[str, float] | None:
-    """Return the tensor that takes over the mean of a reader's lost inputs, and with which sign."""
-    if getattr(module, "groups", 1) != 1 or not isinstance(module, (nn.Linear, *_CONVOLVE)):
-        return None
-    if path in anatomy.norms:
-        return f"{anatomy.norms[path]}.running_mean", -1.0
-    return (f"{path}.bias", 1.0) if module.bias is not None else None
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    others = [dim for dim in range(x.ndim) if dim != 1]
+    return x.mean(others), x.var(others, correction=0)
 
 
-def _average_output(module: Any, mean: Tensor, gone: Tensor, space: tuple[int, ...]) -> Tensor:
-    """Return the mean output, over all positions, that a module makes of the mean of some of its inputs."""
-    weight = module.weight.detach().index_select(1, gone)
-    if isinstance(module, nn.Linear):
-        return torch.mv(weight, mean.to(weight.dtype))
-    image = mean.to(weight.dtype).reshape(1, -1, *(1 for _ in space)).expand(1, -1, *space)
-    convolved = _CONVOLVE[type(module)](image, weight, None, module.stride, module.padding, module.dilation)
-    average: Tensor = convolved.flatten(2).mean(2)[0]
-    return average
+def _rows(count: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return rows to fit, of the first samples, and rows to hold out, of the last ones."""
+    held_out = -(-count // HELD_OUT)
+    generator = torch.Generator().manual_seed(0)
+    fit = torch.randperm(count - held_out, generator=generator)[:wanted]
+    rest = torch.randperm(held_out, generator=generator)[: -(-wanted // HELD_OUT)] + count - held_out
+    return fit.to(device), rest.to(device)

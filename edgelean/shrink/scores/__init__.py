@@ -10,7 +10,7 @@ from edgelean.shrink.scores.activation import Activation
 from edgelean.shrink.scores.batch_norm import BatchNorm
 from edgelean.shrink.scores.collect import Scores
 from edgelean.shrink.scores.energy import Energy
-from edgelean.shrink.scores.flow import RIDGE, Flow
+from edgelean.shrink.scores.flow import FORGETTING, Flow
 from edgelean.shrink.scores.magnitude import Magnitude
 from edgelean.shrink.scores.protocol import Running, Score
 from edgelean.shrink.scores.random import Random
@@ -49,4 +49,4 @@ def open_score(name: str, seed: int) -> Score:
     return SCORES[name](seed)
 
 
-__all__ = ["RIDGE", "SCORES", "Flow", "Running", "Score", "Scores", "open_score"]
+__all__ = ["FORGETTING", "SCORES", "Flow", "Running", "Score", "Scores", "open_score"]
