@@ -30,7 +30,9 @@ def axes(
     print_table(f"{len(rows)} axes", ("axis", "units", "each", "what goes with a unit", "code"), rows, firm=3)
     if anatomy.refused:
         print_table("Left alone", ("what", "why"), [(r.what, r.why) for r in anatomy.refused], firm=1)
-    typer.echo(f"With half of the units of every axis but the blocks {100 * share:.0f} % of the parameters are left. Every axis was tried.")
+    typer.echo(
+        f"With half of all units {100 * share:.0f} % of the parameters are left, and every block. Every axis was tried."
+    )
 
 
 def _anatomy(spec: str) -> tuple[Anatomy, float]:
