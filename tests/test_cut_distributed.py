@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 import torch
 from cut_cases import batch, network, removing
+from deep_networks import Residual
 from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
@@ -16,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import edgelean
 from edgelean.errors import DeviceError, InputError, LawError
+from edgelean.shrink.bypass import Detour
 from edgelean.shrink.cut import apply, put_back, saved
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.wrappers import Ranks, refuse_sharded, synchronise, unwrapped
@@ -126,6 +128,28 @@ def rolled_back(rank):
     return found
 
 
+def without_block(rank):
+    """Return what is learnt when a residual block goes between two steps, and when it comes back again."""
+    torch.manual_seed(0)
+    inside = nn.Sequential(nn.Linear(6, 8), Residual(8), Residual(8), nn.Linear(8, 3)).double()
+    model, plan = DistributedDataParallel(inside), Plan((), (), {}, 0.0, detours=(Detour("1", "skip"),))
+    optimizer, average = followers_of(model)
+    before = []
+    for number in range(6):
+        if number == 2:
+            before = [(each, saved(each)) for each in (model, optimizer, average)]
+            apply(model, plan, optimizer, average)
+        if number == 4:
+            for each, contents in before:
+                put_back(each, contents)
+        x, y = (part[rank::WORLD] for part in batch(number))
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+        average.update_parameters(model)
+    return [parameter.detach().clone() for parameter in (*model.parameters(), *average.parameters())]
+
+
 def agreed(rank):
     """Return what the processes agree on where they see different things."""
     ranks = Ranks.of(DistributedDataParallel(nn.Linear(2, 2)))
@@ -211,7 +235,12 @@ def work(rank, folder):
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", meeting, timedelta(seconds=90), rank=rank, world_size=WORLD)
     found = {variant: together(rank, variant) for variant in VARIANTS}
-    found |= {"rolled back": rolled_back(rank), "agreed": agreed(rank), "refused": refused()}
+    found |= {
+        "rolled back": rolled_back(rank),
+        "agreed": agreed(rank),
+        "block": without_block(rank),
+        "refused": refused(),
+    }
     found["attached"] = attached(rank, folder)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -247,6 +276,12 @@ def test_communication_hooks_stay(found):
 def test_a_cut_that_is_taken_back_never_happened(found):
     for each in found:
         assert largest_difference(*each["rolled back"]) == 0
+
+
+def test_processes_stay_alike_when_a_block_goes_and_when_it_comes_back(found):
+    first, second = (each["block"] for each in found)
+    assert len(first) == len(second) == 24
+    assert largest_difference(first, second) == 0
 
 
 def test_what_the_first_process_sees_plans_and_holds_is_valid_for_all(found):

@@ -105,11 +105,11 @@ def test_what_is_no_copy_is_refused_and_nothing_has_been_changed(follower, words
     model = network()
     optimizer = torch.optim.Adam(model.parameters())
     train(model, [optimizer], [0])
-    before, state = cloned(tensors_of(model)), saved(optimizer)
+    before, state = cloned(tensors_of(model)), saved(optimizer).state
     with pytest.raises(InputError, match=words):
         apply(model, PLAN, optimizer, follower)
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors_of(model).items())
-    assert all(torch.equal(state[0][key], value) for key, value in saved(optimizer)[0].items())
+    assert all(torch.equal(state[0][key], value) for key, value in saved(optimizer).state[0].items())
 
 
 @pytest.mark.parametrize(

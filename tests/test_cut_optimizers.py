@@ -9,8 +9,8 @@ import torch
 from cut_cases import PLAN, difference, loss_of, mask, network, removing, train, train_masked, twins
 from torch import nn
 
-from edgelean.shrink.cut import apply, kept_of, put_back, saved
-from edgelean.shrink.followers import sliced
+from edgelean.shrink.cut import apply, kept_of
+from edgelean.shrink.followers import load_state, saved_state, sliced
 from edgelean.shrink.plan import Plan, Removal
 
 optim = torch.optim
@@ -229,7 +229,7 @@ def test_lbfgs_goes_on_with_its_history_as_if_the_removed_units_had_never_moved(
         optimizer.step(closure_of(model, optimizer))
     twin = copy.deepcopy(model)
     its_optimizer = lbfgs(twin)
-    put_back(its_optimizer, saved(optimizer))
+    load_state(its_optimizer, saved_state(optimizer))
     notes = apply(model, PLAN, optimizer).notes
     # The same by hand on the masked model: the history at zero there, and what is derived from it made anew.
     mask(twin, [], PLAN, gradients=False)

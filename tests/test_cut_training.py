@@ -272,7 +272,7 @@ def test_a_bfloat16_model_with_moments_in_single_precision_is_cut_and_taken_back
     for index, parameter in enumerate(model.parameters()):
         for key, value in optimizer.state[parameter].items():
             assert value.dtype == torch.float32
-            assert torch.equal(value, whole[index][key])
+            assert torch.equal(value, whole.state[index][key])
 
 
 # -- wrapped models ----------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_every_proved_axis_can_be_cut_at_once():
     model = Embedded()
     found, proof = proved(model)
     anatomy = proof.applied(found)
-    assert {axis.size for axis in anatomy.axes.values()} == {24, 4, 6, 40}
+    assert {axis.size for axis in anatomy.axes.values() if axis.kind == "channels"} == {24, 4, 6, 40}
     plan = halved(anatomy)
     expected = law.Reference(model, trace(model, (X,)), (X,)).outputs(plan)
     assert law.deviation(expected, law.cut_outputs(model, plan, (X,))) < 1e-9

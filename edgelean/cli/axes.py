@@ -38,8 +38,8 @@ def axes(
     if anatomy.parts is not None:
         print_table("Traced in parts", ("part", "inputs that it is called with"), _part_rows(anatomy.parts), firm=1)
         typer.echo(f"torch.export cannot trace the model whole: {anatomy.parts.reason.message()}\n")
-    what = "With half of the units of every axis but the blocks"
-    typer.echo(f"{what} {100 * share:.0f} % of the parameters are left. Every axis was tried.")
+    left = f"{100 * share:.0f} % of the parameters are left, and every block"
+    typer.echo(f"With half of all units {left}. Every axis was tried.")
 
 
 def _anatomy(spec: str, protect: list[str]) -> tuple[Anatomy, float]:

@@ -33,6 +33,9 @@ OF_ZEROS = frozenset({
 
 PRODUCTS = ("mul", "mul_")
 
+LAYERS = ("linear", "bilinear", "conv", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "lstm", "gru", "rnn")
+"""How the names of operators begin that compute with a matrix of weights."""
+
 CALLED_AGAIN = "@"
 """In the path of a module that the graph calls more than once."""
 
@@ -164,6 +167,11 @@ def _shape(node: Node) -> tuple[str, ...] | None:
     return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else None
 
 
+def _dims(node: Node) -> int:
+    value = node.meta.get("val")
+    return value.ndim if isinstance(value, Tensor) else 0
+
+
 def _paths(node: Node) -> tuple[str, ...]:
     """Return the modules that a node is in, from the outside in."""
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
@@ -199,10 +207,20 @@ class _Calls:
                 idle.add(node)
         return idle
 
+    @cached_property
+    def _known(self) -> set[Node]:
+        """Nodes whose values are known before any input arrives: weights, and what is made of them."""
+        known: set[Node] = set()
+        for node in self._order:
+            sources = node.all_input_nodes
+            if node.name in self._weights or (sources and known.issuperset(sources)):
+                known.add(node)
+        return known
+
     def is_layer(self, node: Node) -> bool:
-        """Tell whether an operator computes with a weight that has two dimensions or more."""
-        sources = (source for source in node.all_input_nodes if source.name in self._weights)
-        return any(source.meta["val"].ndim > 1 for source in sources)
+        """Tell whether an operator computes with a matrix of weights, or with a larger tensor of them."""
+        weights = (source for source in node.all_input_nodes if source in self._known)
+        return opname(node).startswith(LAYERS) and any(_dims(source) > 1 for source in weights)
 
     def between(self, stream: Node, branch: Node, total: Node) -> list[Node]:
         """Return the operators through which a stream reaches a branch; none if something else reads one of them."""

@@ -1,0 +1,95 @@
+"""The whole flow where launches are what costs: residual blocks go, a run that is interrupted goes on without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import edgelean
+from edgelean import pipeline
+from edgelean.profile import load_profile
+from edgelean.recipe import load_recipe
+from edgelean.shrink.bypass import detours_of
+
+DEEP = str(Path(__file__).parent / "deep_recipe.py")
+
+
+def fit(out, **changes):
+    one_at_a_time = load_profile("jetson-orin").model_copy(update={"batch": 1, "targets": ("onnx-fp32",)})
+    return edgelean.fit(**{
+        "recipe": DEEP, "profile": one_at_a_time, "latency": "60%", "energy": "70%", "target": "modelled", "out": out,
+        **changes,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished run: its folder, its report, its events."""
+    folder, events = tmp_path_factory.mktemp("fit") / "run", []
+    report = fit(folder, on_event=events.append)
+    return folder, report, events
+
+
+def gone(events):
+    return [axis["axis"] for event in events if event["event"] == "cut" for axis in event["axes"] if axis["after"] == 0]
+
+
+def test_blocks_go_until_the_budgets_are_met(run):
+    _, report, events = run
+    assert report.exit_code == 0
+    assert gone(events)
+    assert all(name.endswith(".block") for name in gone(events))
+    assert all(cut.law_error < 1e-9 for cut in report.cuts)
+    assert report.checks[0].passed
+    assert {layer.name for layer in report.layers if layer.after == 0} >= set(gone(events))
+
+
+def test_loaded_model_is_without_the_blocks(run):
+    folder, report, events = run
+    model = edgelean.load(folder)
+    x, y = load_recipe(DEEP).data()[2].tensors
+    with torch.no_grad():
+        accuracy = float((model(x).argmax(1) == y).double().mean())
+    assert len(detours_of(model)) == len(gone(events))
+    assert sum(parameter.numel() for parameter in model.parameters()) == report.lean.parameters
+    assert accuracy == pytest.approx(report.lean.accuracy)
+
+
+def test_a_run_interrupted_after_a_block_went_goes_on_to_the_same_model(run, tmp_path):
+    folder, _, events = run
+    first = next(event["step"] for event in events if event["event"] == "cut")
+
+    def stop(event):
+        if event["event"] == "epoch" and event["step"] > first:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", on_event=stop)
+    pipeline.resume(tmp_path / "run")
+    whole, resumed = (edgelean.load(each).state_dict() for each in (folder, tmp_path / "run"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_block_that_the_network_misses_comes_back_also_in_a_run_that_was_interrupted(tmp_path):
+    """A recipe whose metric collapses as soon as the model shrinks: the cut is pending when the run is interrupted."""
+    recipe = Path(DEEP).with_name("spoiled_recipe.py")
+    seen = []
+
+    def stop(event):
+        seen.append(event["event"])
+        if event["event"] == "epoch" and "cut" in seen:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", recipe=str(recipe), on_event=stop)
+    values = sorted((tmp_path / "run" / "checkpoints" / "lean").iterdir())[-1] / "values.json"
+    assert json.loads(values.read_text())["loop"]["pending"]["detours"] == []
+    later = []
+    report = pipeline.resume(tmp_path / "run", on_event=later.append)
+    assert "rollback" in [event["event"] for event in later]
+    assert report.lean.parameters == report.full_size.parameters
+    assert not detours_of(edgelean.load(tmp_path / "run"))
