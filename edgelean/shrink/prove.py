@@ -12,10 +12,9 @@ and without the second; where a group breaks the law, its axes are tried on thei
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
@@ -30,6 +29,7 @@ from edgelean.shrink.cut import tensors_of
 from edgelean.shrink.parts_law import reference_of
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.prove_blocks import BlockProof, prove_blocks
+from edgelean.shrink.search import separating, subsets
 from edgelean.shrink.uses import used_kinds
 
 MOST_TRIALS = 96
@@ -110,7 +110,9 @@ def _searched(bench: _Bench) -> Proof:
             if isinstance(answer, str):
                 refused[axis.name] = answer
             else:
-                attributes[axis.name] = answer if axis is members[0] else _counterparts(answer, axis)
+                attributes[axis.name] = (
+                    answer if axis is members[0] else _counterparts(_marks(members[0], answer), axis)
+                )
     _settled(bench, attributes, refused)
     ties = _ties(bench, [bench.anatomy.axes[name] for name in refused], attributes)
     for name in (*ties, *ties.values()):
@@ -207,7 +209,7 @@ class _Bench:
     def suspects(self, axes: Sequence[Axis]) -> set[object]:
         """Return the kinds of axes that break the law, all layers of a kind together."""
         kinds = list(_alike(axes).values())
-        if not self._shapes_tell or not any(self.differs(itertools.chain(*group)) for group in _groups(kinds)):
+        if not self._shapes_tell or not any(self.differs(itertools.chain(*group)) for group in separating(kinds)):
             return set()
         return {_kind_of(members[0]) for members in kinds if self.differs(members)}
 
@@ -225,19 +227,6 @@ class _Bench:
         if self._expected is None or self._expected[0] != alone:
             self._expected = alone, self.reference.outputs(plan)
         return self._expected[1]
-
-
-def _groups(kinds: Sequence[list[Axis]]) -> list[list[list[Axis]]]:
-    """Return groups such that for any two kinds there is one with the first and without the second.
-
-    Each kind is in another set of groups, all of these sets of one size, so that none contains another (Sperner).
-    """
-    count = 1
-    while math.comb(count, count // 2) < len(kinds):
-        count += 1
-    sets = itertools.combinations(range(count), count // 2)
-    members = list(zip(kinds, sets, strict=False))
-    return [group for which in range(count) if (group := [kind for kind, where in members if which in where])]
 
 
 def halved(anatomy: Anatomy) -> Plan:
@@ -263,13 +252,16 @@ def _alike(axes: Iterable[Axis]) -> dict[tuple[object, ...], list[Axis]]:
     return groups
 
 
-def _counterparts(found: tuple[Attribute, ...], other: Axis) -> tuple[Attribute, ...]:
-    """Return the attributes of another layer that are those of the first one."""
-    kinds = {_kind(attribute) for attribute in found}
-    near = {attribute for attribute, length in other.numbers.items() if length.near}
-    fitting = tuple(attribute for attribute in other.numbers if _kind(attribute) in kinds)
-    closer = tuple(attribute for attribute in fitting if attribute in near)
-    return closer if {_kind(attribute) for attribute in closer} == kinds else fitting
+def _marks(axis: Axis, attributes: Iterable[Attribute]) -> frozenset[tuple[str, int]]:
+    """Return the kinds of some numbers, and how large they are."""
+    return frozenset((_kind(attribute), len(axis.numbers[attribute].units)) for attribute in attributes)
+
+
+def _counterparts(marks: frozenset[tuple[str, int]], other: Axis) -> tuple[Attribute, ...]:
+    """Return the numbers of another layer that are those of the first one."""
+    fitting = tuple(attribute for attribute in other.numbers if _marks(other, [attribute]) <= marks)
+    closer = tuple(attribute for attribute in fitting if other.numbers[attribute].near)
+    return closer if _marks(other, closer) == marks else fitting
 
 
 def _attributes(bench: _Bench, axis: Axis) -> tuple[Attribute, ...] | str:
@@ -281,22 +273,20 @@ def _attributes(bench: _Bench, axis: Axis) -> tuple[Attribute, ...] | str:
         sizes = bench.sizes(axis, near=near)
         used = [attribute for attribute in axis.numbers if attribute in sizes]
         if used != tried:
-            answer = _chosen(used, lambda chosen: bench.fails(replace(axis, attributes=chosen)))
+            answer = _chosen(bench, axis, used)
             if not isinstance(answer, str):
                 return answer
             reason, tried = reason or answer, used
     return reason
 
 
-def _chosen(
-    possible: Sequence[Attribute], fails: Callable[[tuple[Attribute, ...]], str]
-) -> tuple[Attribute, ...] | str:
-    """Try which of some attributes have to follow: all, none, all but some, only some."""
-    kinds = sorted({_kind(attribute) for attribute in possible})
+def _chosen(bench: _Bench, axis: Axis, possible: Sequence[Attribute]) -> tuple[Attribute, ...] | str:
+    """Try which of some numbers have to follow an axis: all, none, all but some, only some."""
+    marks = {attribute: _marks(axis, [attribute]) for attribute in possible}
     reason = ""
-    for chosen in itertools.islice(_subsets(kinds), MOST_TRIALS):
-        taken = tuple(attribute for attribute in possible if _kind(attribute) in chosen)
-        why = fails(taken)
+    for chosen in itertools.islice(subsets(sorted(frozenset().union(*marks.values()))), MOST_TRIALS):
+        taken = tuple(attribute for attribute in possible if marks[attribute] <= chosen)
+        why = bench.fails(replace(axis, attributes=taken))
         if not why:
             return taken
         reason = reason or why
@@ -306,19 +296,6 @@ def _chosen(
 def _kind(attribute: Attribute) -> str:
     """Return what attributes of the same place in repeated layers have in common."""
     return f"{_pattern(attribute.path)}.{attribute.name}"
-
-
-def _subsets(kinds: Sequence[str]) -> Iterable[frozenset[str]]:
-    every = frozenset(kinds)
-    yield every
-    if kinds:
-        yield frozenset()
-    for count in range(1, len(kinds)):
-        for some in itertools.combinations(kinds, count):
-            if 2 * count <= len(kinds):
-                yield every - set(some)
-            if 2 * count < len(kinds):
-                yield frozenset(some)
 
 
 def tied(first: Axis, second: Axis) -> Axis:
@@ -344,18 +321,19 @@ def tied(first: Axis, second: Axis) -> Axis:
 def _ties(bench: _Bench, failed: Sequence[Axis], attributes: dict[str, tuple[Attribute, ...]]) -> dict[str, str]:
     """Try to cut together what cannot be cut alone: axes of one number, or of one tensor."""
     ties: dict[str, str] = {}
-    answers: dict[tuple[str, ...], tuple[Attribute, ...] | str] = {}
+    answers: dict[tuple[object, ...], frozenset[tuple[str, int]] | None] = {}
     free = {axis.name: axis for axis in failed}
     for first in sorted(failed, key=lambda axis: axis.size):
         for partners in _companies(bench, first, list(free.values())) if first.name in free else ():
             together = reduce(tied, partners, first)
-            key = tuple(_pattern(axis.name) for axis in (first, *partners))
+            key = tuple((_pattern(axis.name), axis.size) for axis in (first, *partners))
             if key not in answers:
-                answers[key] = _attributes(bench, together)
-            answer = answers[key]
-            if isinstance(answer, str):
+                answer = _attributes(bench, together)
+                answers[key] = None if isinstance(answer, str) else _marks(together, answer)
+            marks = answers[key]
+            if marks is None:
                 continue
-            attributes[first.name] = _counterparts(answer, together)
+            attributes[first.name] = _counterparts(marks, together)
             for axis in (first, *partners):
                 free.pop(axis.name, None)
             ties.update({axis.name: first.name for axis in partners})
