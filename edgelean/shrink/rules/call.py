@@ -141,6 +141,6 @@ def summed_dim(operator: str, place: int, rank: int) -> int | None:
         return 1 if place == 1 else None
     if operator in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         return 1
-    if operator in ("matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm_fallback", "_grouped_mm", "grouped_mm"):
+    if operator in ("matmul", "mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "grouped_mm_fallback"):
         return rank - 2 if place == (2 if operator.startswith(("add", "badd")) else 1) else None
     return None

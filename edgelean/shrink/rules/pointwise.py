@@ -18,7 +18,7 @@ from edgelean.shrink.rules.call import Call, Flow, rule_for_uniform
     "logical_not", "isnan", "isinf", "nan_to_num", "float_power", "threshold", "threshold_", "hardshrink", "softshrink",
     "log_", "exp_", "floor_divide", "true_divide", "heaviside", "copysign", "trunc", "frac", "bitwise_xor",
     "copy", "sgn", "logit", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "erfc", "erfinv",
-    "exp2", "log10", "clip", "hypot", "xlogy", "logaddexp", "isfinite", "real", "imag", "conj", "_conj", "resolve_conj",
+    "exp2", "log10", "clip", "hypot", "xlogy", "logaddexp", "isfinite", "real", "imag", "conj", "resolve_conj",
     "conj_physical", "angle", "complex", "polar", "negative", "subtract", "multiply", "divide", "square_", "mish_",
     "neg_", "abs_", "sqrt_", "pow_", "less", "greater", "less_equal", "greater_equal", "not_equal", "fmax", "fmin",
     "celu_", "selu_", "clamp_max_", "clamp_min_",

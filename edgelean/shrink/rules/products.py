@@ -43,7 +43,7 @@ def _product(call: Call, a: Value, b: Value) -> Flow:
     )
 
 
-@rule("grouped_mm_fallback", "_grouped_mm", "grouped_mm")
+@rule("_grouped_mm", "grouped_mm_fallback")
 def _by_expert(call: Call) -> Flow:
     """Rows are sorted by expert, and each expert's rows are multiplied with its own matrix."""
     rows, weight = call.arguments[:2]
@@ -51,6 +51,8 @@ def _by_expert(call: Call) -> Flow:
         return unknown(call)
     call.labels.unify(rows.labels[1], weight.labels[1], SUMMED)
     call.labels.freeze(weight.labels[0], "experts are chosen by their number")
+    for ends in call.tensors()[2:]:
+        call.labels.freeze_all(ends, "it says which rows are whose")
     return Flow(
         (Value(call.shapes[0], (rows.labels[0], weight.labels[2])),),
         "contract",
@@ -72,13 +74,15 @@ def _with_vector(call: Call, a: Value, b: Value) -> Flow:
     return call.result(lines, "reduce")
 
 
-@rule("cosine_similarity", "pairwise_distance", "cdist", "_cdist_forward")
+@rule("cosine_similarity", "pairwise_distance", "cdist")
 def _compared(call: Call) -> Flow:
     """Compare vectors of the same units: a unit that is zero in both adds nothing."""
     a, b = call.arguments[:2]
-    if "cdist" in call.operator:
+    if call.operator == "cdist":
         call.labels.unify(a.labels[-1], b.labels[-1], SUMMED)
-        return call.result((*a.labels[:-1], b.labels[-2]), "reduce")
+        rank = len(call.shapes[0])
+        stack = [_met(call, [a, b], place, rank) for place in range(rank - 2)]
+        return call.result((*stack, a.labels[-2], b.labels[-2]), "reduce")
     rank = max(len(a.shape), len(b.shape))
     place = int(call.argument(2, 1, "dim")) % rank if call.operator == "cosine_similarity" else rank - 1
     lines: list[Dimension] = []
@@ -100,7 +104,8 @@ def _bilinear(call: Call) -> Flow:
     call.labels.unify(b.labels[-1], weight.labels[2], SUMMED)
     if isinstance(bias, Value):
         call.labels.unify(weight.labels[0], bias.labels[0], "the bias has no units")
-    return call.result((*a.labels[:-1], weight.labels[0]), "reduce")
+    stack = [call.labels.unify(*pair, SUMMED) for pair in zip(a.labels[:-1], b.labels[:-1], strict=True)]
+    return call.result((*stack, weight.labels[0]), "reduce")
 
 
 @rule("outer", "ger")

@@ -31,6 +31,7 @@ def _scattered(call: Call) -> Flow:
 def _indexed_write(call: Call) -> Flow:
     """Whole slices go to places along one dimension, which stays."""
     x, place, given = call.arguments[0], int(call.arguments[1]) % len(call.shapes[0]), call.argument(3, None, "source")
+    call.labels.freeze_all(call.arguments[2], "it is an index")
     lines: list[Dimension] = list(x.labels)
     for i, line in enumerate(x.labels):
         if i == place:

@@ -43,7 +43,7 @@ def _pairs(call: Call) -> Flow:
     return call.result(x.labels[:-1], "move")
 
 
-@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+@rule("grid_sampler")
 def _sampled(call: Call) -> Flow:
     """Every channel is read at the same places."""
     x, grid = call.arguments[:2]
@@ -63,12 +63,13 @@ def _unpooled(call: Call) -> Flow:
         if place < len(x.shape) - space:
             lines[place] = call.labels.unify(x.labels[place], indices.labels[place], "the places have no units")
         else:
-            call.labels.freeze(x.labels[place], f"{call.operator} reads it as space")
+            for line in (x.labels[place], indices.labels[place]):
+                call.labels.freeze(line, f"{call.operator} reads it as space")
             lines[place] = None
     return call.result(lines, "move")
 
 
-@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+@rule("embedding_bag")
 def _bag(call: Call) -> Flow:
     weight = call.arguments[0]
     call.labels.freeze(weight.labels[0], "an embedding is looked up by its number")
