@@ -34,7 +34,7 @@ WIDEST_SECOND = 1024
 
 SHARE, FEWEST, POSITIONS = 8, 256, 2048
 """Moments are taken of one in so many positions of a batch, but of at least (and at most) so many; and of no fewer than
-half the features."""
+a third of the features."""
 
 SEQUENCES = 32
 """So many recorded sequences tell what a state space layer really reads."""
@@ -154,16 +154,13 @@ class Scores:
         return hook
 
     def _felt(self, flow: Flow, module: nn.Module, gradient: Tensor) -> None:
-        found = {"fisher": self._sight.summed(energy(module, gradient.detach()))}
+        total = per_sample(module, gradient.detach())
+        if not bool(torch.isfinite(total.sum())):
+            return  # a gradient that overflowed: the training leaves this step out, too
+        flow.blend("fisher", self._sight.summed(energy(module, gradient.detach())))
         if not isinstance(module, LRU):
-            total = per_sample(module, gradient.detach())
             wide = total.shape[1] > WIDEST_SECOND
-            found["summed"] = self._sight.summed(total.square()) if wide else self._sight.coupled(total)
-        for name, fresh in found.items():
-            # A gradient that overflowed is a step that the training leaves out.
-            old = getattr(flow, name)
-            old = torch.zeros_like(fresh) if old is None or old.shape != fresh.shape else old
-            flow.blend(name, torch.where(torch.isfinite(fresh.sum()), fresh, old))
+            flow.blend("summed", self._sight.summed(total.square()) if wide else self._sight.coupled(total))
 
     def _moments(self, module: nn.Module, x: Tensor) -> Moments:
         """Return moments of what a layer reads; layers that read the same tensor share them."""
@@ -324,7 +321,7 @@ def _stride(places: int, wanted: int, sizes: Sequence[int]) -> int:
 
 def _enough(positions: int, features: int) -> int:
     """Return how many positions tell the moments of so many features at a small part of the cost of the layer."""
-    return min(positions, max(features // 2, FEWEST, min(positions // SHARE, POSITIONS)))
+    return min(positions, max(features // 3, FEWEST, min(positions // SHARE, POSITIONS)))
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
