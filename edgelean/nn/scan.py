@@ -1,8 +1,9 @@
 """Forms of a diagonal recurrence over a whole sequence, ``x_t = lam * x_{t-1} + B u_t`` and ``y_t = Re(C x_t)``.
 
-Eager on a CPU: step by step in complex numbers, one fused operator per step, a span of time that fits the cache at once,
-and with few states pairs of steps joined first (`_Recurrence`). Where a graph is traced, and on a GPU: chunks (Dao & Gu, "Transformers are SSMs", 2024), within a chunk
-by a matrix product with the impulse response, between chunks through the states, in real arithmetic.
+Eager on a CPU: step by step in complex numbers, one fused operator per step, a span of time that fits the cache at
+once, and with few states pairs of steps joined first (`_Recurrence`). Where a graph is traced, and on a GPU: chunks
+(Dao & Gu, "Transformers are SSMs", 2024), within a chunk by a matrix product with the impulse response, between chunks
+through the states, in real arithmetic.
 """
 
 from __future__ import annotations
