@@ -1,9 +1,9 @@
 """Forms of the linear recurrent unit: time and memory of forward and backward, on one thread of this CPU.
 
 Every form gets the same parameters and inputs, computes what follows from the parameters anew each time, and has to
-give the outputs of ours. Times are process time; the forms take turns, and ratios are of medians. Memory is what autograd
-keeps for the backward pass besides the inputs, which belong to the layer before. The floor is the six matrix products
-that no form with a state per time step can do without. Exits 1 when a goal is missed.
+give the outputs of ours. Times are process time; the forms take turns, and ratios are of medians. Memory is what
+autograd keeps for the backward pass besides the inputs, which belong to the layer before. The floor is the six matrix
+products that no form with a state per time step can do without. Exits 1 when a goal is missed.
 """
 
 from __future__ import annotations

@@ -203,22 +203,3 @@ def test_the_traced_graph_is_real_takes_any_batch_and_keeps_the_states_apart():
             assert not value.dtype.is_complex
             sizes = [size for size in value.shape if isinstance(size, int)]
             assert all(size == 23 or size % 23 for size in sizes if size)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_the_exported_layer_computes_the_same_in_onnxruntime(tmp_path):
-    import onnxruntime
-
-    block, inputs = SequenceBlock(LRU(8, 24)).eval(), torch.randn(2, 64, 8)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.onnx.export(
-        block, (inputs,), dynamo=True, opset_version=18, dynamic_shapes=({0: batch},), verbose=False
-    )
-    file = tmp_path / "block.onnx"
-    program.save(str(file))
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    for size in (1, 5):
-        feed = torch.randn(size, 64, 8)
-        (found,) = session.run(None, {session.get_inputs()[0].name: feed.numpy()})
-        assert largest_difference(torch.from_numpy(found), block(feed)) < 2e-5

@@ -26,7 +26,10 @@ def discrete(A_re: Tensor, A_im: Tensor, step: Tensor, method: Discretization) -
     if method == "zoh":
         poles = Poles(A_re * step, A_im * step)
         size = A_re * A_re + A_im * A_im
-        return poles, product(_less_one(poles), (A_re / size, -A_im / size))
+        # At an eigenvalue of 0, such as that of a state that is masked, the factor is the step.
+        inside = size.clamp(min=torch.finfo(size.dtype).tiny)
+        gain_re, gain_im = product(_less_one(poles), (A_re / inside, -A_im / inside))
+        return poles, (torch.where(size > 0, gain_re, step), gain_im)
     z_re, z_im = 0.5 * step * A_re, 0.5 * step * A_im
     below = (1 - z_re).square() + z_im.square()
     above = (1 + z_re).square() + z_im.square()

@@ -1,8 +1,9 @@
 """Forms of a diagonal recurrence over a whole sequence, ``x_t = lam * x_{t-1} + B u_t`` and ``y_t = Re(C x_t)``.
 
-Eager on a CPU: step by step in complex numbers, one fused operator per step, a span of time that fits the cache at once,
-and with few states pairs of steps joined first (`_Recurrence`). Where a graph is traced, and on a GPU: chunks (Dao & Gu, "Transformers are SSMs", 2024), within a chunk
-by a matrix product with the impulse response, between chunks through the states, in real arithmetic.
+Eager on a CPU: step by step in complex numbers, one fused operator per step, a span of time that fits the cache at
+once, and with few states pairs of steps joined first (`_Recurrence`). Where a graph is traced, and on a GPU: chunks
+(Dao & Gu, "Transformers are SSMs", 2024), within a chunk by a matrix product with the impulse response, between chunks
+through the states, in real arithmetic.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ SPAN_BYTES = 1 << 19
 
 WORTH_A_STEP = 4096
 """For fewer complex numbers in the states of a step its operator costs more than its arithmetic."""
+
+SHORT = 16
+"""Fewer steps are not worth the operators that join their pairs."""
 
 LONGEST_CHUNK = 8
 """In onnxruntime chunks of 8 steps were fastest for 64 to 784 steps and 16 to 256 states of 64 features."""
@@ -86,10 +90,8 @@ def respond(inputs: Tensor, system: Map) -> Tensor:
     """Return the outputs ``[batch, time, P]`` of a system for inputs ``[batch, time, H]``, from zero states."""
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64) or traced():
         return chunked(inputs, system)
-    (lam_re, lam_im), (B_re, B_im), (C_re, C_im) = system.poles.once(), system.B, system.C
-    write = torch.stack([B_re.t(), B_im.t()], -1).flatten(1)
-    read = torch.stack([C_re.t(), -C_im.t()], 1).flatten(0, 1)
-    outputs: Tensor = _Recurrence.apply(inputs, lam_re, lam_im, write, read)  # type: ignore[no-untyped-call]  # torch's
+    flat = (inputs, *system.poles, *system.B, *system.C)
+    outputs: Tensor = _Recurrence.apply(*flat)  # type: ignore[no-untyped-call]  # torch has not typed it
     return outputs
 
 
@@ -193,10 +195,13 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]  # torch has not typed it
-    def forward(ctx: Any, inputs: Tensor, lam_re: Tensor, lam_im: Tensor, write: Tensor, read: Tensor) -> Tensor:
-        """Return ``[batch, time, P]``; write is ``[H, 2N]`` and read ``[2N, P]``, real and imaginary side by side."""
-        batch, time, _ = inputs.shape
-        poles, states = torch.complex(lam_re, lam_im), len(lam_re)
+    def forward(ctx: Any, inputs: Tensor, decay: Tensor, phase: Tensor, *matrices: Tensor) -> Tensor:
+        """Return the outputs ``[batch, time, P]``; the matrices are real and imaginary part of B, and of C."""
+        (batch, time, _), states = inputs.shape, len(decay)
+        poles = torch.polar(decay.exp(), phase)
+        # Real and imaginary parts side by side, as complex numbers lie in memory: [H, 2N] and [2N, P].
+        write = torch.stack([matrices[0].t(), matrices[1].t()], -1).flatten(1)
+        read = torch.stack([matrices[2].t(), -matrices[3].t()], 1).flatten(0, 1)
         steps = span_length(time, 2 * inputs.element_size() * batch * states)
         starts = poles.new_zeros(-(-time // steps) + 1, batch, states)
         outputs = inputs.new_empty(batch, time, read.shape[1])
@@ -234,7 +239,11 @@ class _Recurrence(torch.autograd.Function):
             on_inputs[:, first : first + steps] = found[:, : time - first]
             on_poles += (backward.states[:, 0] * starts[number].conj()).sum(0)
             on_poles += (backward.states[:, 1:] * forward.states[:, :-1].conj()).sum((0, 1))
-        return on_inputs, on_poles.real, on_poles.imag, on_write, on_read
+        on_exponent = on_poles * adjoint
+        on_B = torch.unflatten(on_write, 1, (-1, 2)).unbind(2)
+        on_C = torch.unflatten(on_read, 0, (-1, 2)).unbind(1)
+        matrices = on_B[0].t(), on_B[1].t(), on_C[0].t(), -on_C[1].t()
+        return on_inputs, on_exponent.real, on_exponent.imag, *matrices
 
 
 def _part(values: Tensor, first: int, steps: int) -> Tensor:
@@ -260,7 +269,7 @@ def _run(states: Tensor, poles: Tensor, before: Tensor, backwards: bool) -> None
 def _run_levels(states: Tensor, poles: Tensor, levels: int, backwards: bool) -> None:
     """Join pairs of steps as often as ``levels`` says, all pairs at once, and go step by step through what is left."""
     count = states.shape[1]
-    if levels < 1 or count < 4:
+    if levels < 1 or count < SHORT:
         steps = states.unbind(1)
         before, *rest = steps[::-1] if backwards else steps
         for step in rest:
