@@ -26,12 +26,13 @@ from edgelean.reading import Reading, incomparable
 from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.cut import Contents, Tensors, cloned, put_back, restore, saved, tensors_of
 from edgelean.shrink.followers import Follower, State, load_state, saved_state
+from edgelean.shrink.gramians import Balanced, priced
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.recent import Recent
 from edgelean.shrink.scores import Scores
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
-from edgelean.surgery import Patient, guilty, operate
+from edgelean.surgery import Patient, balance, guilty, operate
 
 PATIENCE = 3
 """So often a metric that has not come back after a cut is looked at again before the cut is taken back: with a high
@@ -241,7 +242,8 @@ class ClosedLoop:
         return self.bench.observed(self.progress.reading)
 
     def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
-        order, choices = self._choices()
+        turned = balance(self._patient, self.recent.inputs())
+        order, choices = self._choices(turned)
         allocation = control.allocate(choices, self.bench.cost, demand.targets)
         mine = make_plan(self.bench.anatomy, allocation.keep, order, allocation.nats)
         plan = Plan.from_json(self.ranks.same(mine.to_json()))
@@ -250,9 +252,10 @@ class ClosedLoop:
             return
         self._keep_spectra(choices)
         self.progress.pending = self._snapshot()
+        turns = {name: each.turns for name, each in turned.items() if name in order}
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            operation = operate(self._patient, plan, self.scores, self.recent.inputs())
+            operation = operate(self._patient, plan, self.scores, self.recent.inputs(), turns)
         except LawError as refusal:
             self._restore()
             for parameter, gradient in gradients.items():
@@ -281,18 +284,20 @@ class ClosedLoop:
         )
         self.record_reading(step)
 
-    def _choices(self) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
+    def _choices(self, turned: Mapping[str, Balanced]) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
         """Return in which order the units of each axis go, and what the allocator may choose from."""
-        most = self.bench.profile.control.largest_axis_cut
+        most, axes = self.bench.profile.control.largest_axis_cut, self.bench.anatomy.axes
+        said = {name: self.scores.removal_prices(axis, self.bench.model) for name, axis in axes.items()}
+        known = {name: each for name, each in said.items() if each is not None}
+        known |= priced(turned, known)
         order, choices = {}, []
-        for name, axis in self.bench.anatomy.axes.items():
-            priced = self.scores.removal_prices(axis, self.bench.model)
+        for name, axis in axes.items():
             # A head is as wide as so many channels.
             width = max(1, self._width // axis.width)
             floor = max(1, self._floor // axis.width, math.ceil((1 - most) * axis.size))
-            if priced is None or axis.size <= floor or name in self.progress.banned:
+            if name not in known or axis.size <= floor or name in self.progress.banned:
                 continue
-            order[name], prices = priced
+            order[name], prices = known[name]
             choices.append(control.Choice(name, axis.size, width, floor, prices))
         return order, choices
 

@@ -56,6 +56,7 @@ def _row(axis: Axis) -> tuple[str, ...]:
     more = f" and {len(coupled) - SHOWN} more" if len(coupled) > SHOWN else ""
     follows = ", ".join(dict.fromkeys(attribute.name for attribute in axis.attributes))
     unit = "state" if axis.kind == "states" else f"{axis.width} wide" if axis.width > 1 else "1"
+    unit += ", free basis" if axis.free else ""
     return axis.name, str(axis.size), unit, ", ".join(coupled[:SHOWN]) + more, follows
 
 
@@ -72,6 +73,7 @@ def _as_json(anatomy: Anatomy, share: float) -> dict[str, Any]:
                     for (tensor, dim), elements in axis.slots.items()
                 ],
                 "read_by": [path for path, _ in axis.readers],
+                "free_basis": axis.free,
                 "code": [attribute.key() for attribute in axis.attributes],
             }
             for axis in anatomy.axes.values()

@@ -41,6 +41,8 @@ class Axis:
         Elements that a unit has where it is made: 1 for a channel, the places within it for a head.
     attributes
         Numbers in the model's code that shrink along with it.
+    free
+        Whether the basis of its units is free: what writes them and what reads them can be turned against each other.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Axis:
     readers: tuple[tuple[str, Slot], ...] = ()
     width: int = 1
     attributes: tuple[Attribute, ...] = ()
+    free: bool = False
 
     def module(self) -> str:
         """Return the path of the module whose output (or whose states) the units are."""
@@ -80,6 +83,8 @@ class Anatomy:
         The axes over which some operator takes statistics: their law needs the masked graph.
     norms
         For each module whose output goes through batch norm, and nowhere else, the module of that norm.
+    linear
+        The axes that meet nothing but linear operators: their basis may be free.
     """
 
     axes: Mapping[str, Axis]
@@ -87,6 +92,7 @@ class Anatomy:
     structure: Structure
     norms: Mapping[str, str]
     statistics: frozenset[str] = frozenset()
+    linear: frozenset[str] = frozenset()
 
 
 def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
@@ -109,7 +115,9 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     roots = {int(root): (axis.name, axis.size) for axis, members in axes for root in members}
     statistics = frozenset(roots[atom][0] for atom in found.over() if atom in roots)
     by_name = {axis.name: axis for axis, _ in axes}
-    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics)
+    bent = {roots[atom][0] for atom in found.bent() if atom in roots}
+    linear = frozenset(name for name, axis in by_name.items() if axis.kind == "channels") - bent
+    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics, linear)
 
 
 def _norms(found: Trace) -> dict[str, str]:

@@ -23,6 +23,7 @@ from edgelean.shrink import law
 from edgelean.shrink.attributes import Attribute, candidates, likely_sizes, possible_sizes
 from edgelean.shrink.axes import Anatomy, Axis, Refusal
 from edgelean.shrink.plan import Plan, make_plan
+from edgelean.shrink.rotate import bases
 from edgelean.shrink.trace import trace
 
 MOST_TRIALS = 96
@@ -40,15 +41,21 @@ class Proof:
         By the name of an axis, the axis that it is a part of.
     refused
         By the name of an axis, why it is left alone.
+    free
+        The axes whose basis is free.
     """
 
     attributes: Mapping[str, tuple[Attribute, ...]] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    free: frozenset[str] = frozenset()
 
     def applied(self, anatomy: Anatomy) -> Anatomy:
         """Return an anatomy with what was proved: numbers that follow, axes tied, axes refused."""
-        axes = {name: replace(axis, attributes=self.attributes.get(name, ())) for name, axis in anatomy.axes.items()}
+        axes = {
+            name: replace(axis, attributes=self.attributes.get(name, ()), free=name in self.free)
+            for name, axis in anatomy.axes.items()
+        }
         for name, first in self.ties.items():
             if name in axes and first in axes:
                 axes[first] = tied(axes[first], axes.pop(name))
@@ -82,7 +89,9 @@ def prove(model: nn.Module, anatomy: Anatomy, probe: tuple[Tensor, ...]) -> Proo
     ties = _ties(bench, [anatomy.axes[name] for name in refused], attributes)
     for name in (*ties, *ties.values()):
         refused.pop(name, None)
-    return _all_together(bench, Proof(attributes, ties, refused))
+    proof = _all_together(bench, Proof(attributes, ties, refused))
+    left = proof.applied(anatomy)
+    return replace(proof, free=frozenset(bases(model, left, left.linear & left.axes.keys(), probe)))
 
 
 class _Bench:
