@@ -12,25 +12,27 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgelean import control
 from edgelean.bench import Bench, limits_of, refuse_the_unreachable
 from edgelean.board import Board
 from edgelean.errors import DeviceError, LawError
+from edgelean.progress import Pending, Progress
 from edgelean.reading import Reading, incomparable
-from edgelean.shrink.cut import Contents, Held, cloned, put_back, saved, saved_model, saved_optimizer
+from edgelean.shrink.cut import cloned, put_back, saved, saved_model, saved_optimizer
 from edgelean.shrink.followers import Follower
+from edgelean.shrink.gramians import Balanced, priced
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.recent import Recent
 from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
-from edgelean.surgery import Patient, guilty, operate
+from edgelean.surgery import Patient, balance, guilty, operate
 
 PATIENCE = 3
 """So often a metric that has not come back after a cut is looked at again before the cut is taken back: with a high
@@ -73,67 +75,6 @@ class Surroundings:
     stopwatch: Stopwatch
     model: nn.Module | None = None
     followers: tuple[Follower, ...] = ()
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A cut that the network still has to recover from, and what is needed to take it back.
-
-    Attributes
-    ----------
-    network, optimizer
-        What they were.
-    scores
-        What the scores had observed.
-    followers
-        What the other followers were.
-    """
-
-    network: Contents
-    optimizer: Held
-    scores: Mapping[str, Tensor]
-    followers: tuple[Contents | Held, ...] = ()
-
-
-@dataclass
-class Progress:
-    """What the loop remembers from event to event.
-
-    Attributes
-    ----------
-    controller
-        The controller.
-    reading
-        The last reading of the present structure.
-    order
-        The last prices of all units, to tell whether their order has settled.
-    agreement
-        Rank correlation of the last two of these.
-    guard
-        The best metric so far, which a cut has to come back to.
-    pending, doubts
-        The last cut, until it is judged, and how often its judgement was put off.
-    confirmed
-        Whether readings are of the exported file: from the moment when the budgets first seemed met.
-    done
-        Whether every budget is met for good: nothing is left to do until the training ends.
-    spectra
-        Scores of every axis just before its first cut.
-    banned
-        Axes whose cut broke the law, and how: they are left alone.
-    """
-
-    controller: control.ControllerState
-    reading: Reading
-    guard: control.Guard
-    order: tuple[float, ...] = ()
-    agreement: float | None = None
-    pending: Pending | None = None
-    doubts: int = 0
-    confirmed: bool = False
-    done: bool = False
-    spectra: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    banned: dict[str, str] = field(default_factory=dict)
 
 
 class ClosedLoop:
@@ -250,7 +191,8 @@ class ClosedLoop:
         return self.bench.observed(self.progress.reading)
 
     def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
-        order, choices = self._choices()
+        turned = balance(self._patient, self.recent.inputs())
+        order, choices = self._choices(turned)
         allocation = control.allocate(choices, self.bench.cost, demand.targets)
         mine = make_plan(self.bench.anatomy, allocation.keep, order, allocation.nats)
         plan = Plan.from_json(self.ranks.same(mine.to_json()))
@@ -259,9 +201,10 @@ class ClosedLoop:
             return
         self._keep_spectra(choices)
         self.progress.pending = self._snapshot()
+        turns = {name: each.turns for name, each in turned.items() if name in order}
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            operation = operate(self._patient, plan, self.scores, self.recent.inputs())
+            operation = operate(self._patient, plan, self.scores, self.recent.inputs(), turns)
         except LawError as refusal:
             self._restore()
             for parameter, gradient in gradients.items():
@@ -290,18 +233,20 @@ class ClosedLoop:
         )
         self.record_reading(step)
 
-    def _choices(self) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
+    def _choices(self, turned: Mapping[str, Balanced]) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
         """Return in which order the units of each axis go, and what the allocator may choose from."""
-        most = self.bench.profile.control.largest_axis_cut
+        most, axes = self.bench.profile.control.largest_axis_cut, self.bench.anatomy.axes
+        said = {name: self.scores.removal_prices(axis, self.bench.model) for name, axis in axes.items()}
+        known = {name: each for name, each in said.items() if each is not None}
+        known |= priced(turned, known)
         order, choices = {}, []
-        for name, axis in self.bench.anatomy.axes.items():
-            priced = self.scores.removal_prices(axis, self.bench.model)
+        for name, axis in axes.items():
             # A head is as wide as so many channels.
             width = max(1, self._width // axis.width)
             floor = max(axis.least(self._floor), 0 if axis.kind == "blocks" else math.ceil((1 - most) * axis.size))
-            if priced is None or axis.size <= floor or name in self.progress.banned:
+            if name not in known or axis.size <= floor or name in self.progress.banned:
                 continue
-            order[name], prices = priced
+            order[name], prices = known[name]
             choices.append(control.Choice(name, axis.size, width, floor, prices))
         return order, choices
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from edgelean.control import ControllerState
-from edgelean.loop import ClosedLoop, Pending
+from edgelean.loop import ClosedLoop
+from edgelean.progress import Pending
 from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.bypass import Detour, Modules, detours_among, detours_of, modules_of, take_out
 from edgelean.shrink.cut import Contents, Held, restore, tensors_of

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from edgelean.bench import Bench
 from edgelean.errors import InputError, LawError
-from edgelean.shrink import law, refit
+from edgelean.shrink import law, refit, rotate
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
-from edgelean.shrink.followers import Follower, counterpart
+from edgelean.shrink.followers import Follower, Optimizer, counterpart, restart
+from edgelean.shrink.gramians import Balanced, balanced
 from edgelean.shrink.plan import Plan, make_plan
+from edgelean.shrink.reference import double
+from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score
 from edgelean.shrink.trace import Trace, trace
 from edgelean.shrink.wrappers import Ranks, synchronise
+
+EXACT_TYPES = (torch.float32, torch.float64)
+"""Of parameters whose basis is turned; what rounding leaves of others would no longer be the same network."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,27 @@ class Operation:
     notes: tuple[str, ...]
 
 
-def operate(patient: Patient, plan: Plan, scores: Score, inputs: tuple[Tensor, ...]) -> Operation:
+def balance(patient: Patient, inputs: tuple[Tensor, ...]) -> dict[str, Balanced]:
+    """Return the axes of free basis in their balanced basis, the same in all processes; the model stays as it is.
+
+    Axes of frozen parameters, or of such that hold few digits, are not among them.
+    """
+    network, anatomy = patient.bench.model, patient.bench.anatomy
+    exact = {name for name, p in network.named_parameters() if p.requires_grad and p.dtype in EXACT_TYPES}
+    names = [name for name, axis in anatomy.axes.items() if axis.free and exact >= {slot for slot, _ in axis.slots}]
+
+    def found() -> dict[str, Balanced]:
+        with suppress(InputError, *law.FAILURES):
+            bases = rotate.bases(network, anatomy, names, patient.bench.probe)
+            return balanced(network, anatomy, bases, inputs)
+        return {}
+
+    return patient.ranks.first(found) if names and inputs else {}
+
+
+def operate(
+    patient: Patient, plan: Plan, scores: Score, inputs: tuple[Tensor, ...], turns: Mapping[str, Sequence[Turn]]
+) -> Operation:
     """Apply a plan, the first process's in all of them, and check that the cut model obeys the law; then refit it.
 
     Channels and blocks are compared with the masked model, a truncated state space layer with its reduced system.
@@ -58,6 +85,8 @@ def operate(patient: Patient, plan: Plan, scores: Score, inputs: tuple[Tensor, .
     ----------
     inputs
         Samples of the training, for the refit; without any there is none.
+    turns
+        For axes of free basis into which basis they are turned before they are cut.
 
     Raises
     ------
@@ -66,6 +95,7 @@ def operate(patient: Patient, plan: Plan, scores: Score, inputs: tuple[Tensor, .
     """
     bench, ranks, network = patient.bench, patient.ranks, patient.bench.model
     channels, states = replace(plan, states={}), replace(plan, removals=(), scales=(), detours=())
+    turned = _turn(patient, scores, {cut.axis: turns[cut.axis] for cut in plan.cuts if cut.axis in turns})
     whole, expected = ranks.together(lambda: (_outputs(bench), bench.expected(channels)))
     repairs = _repairs(patient, channels, inputs)
     seen = {path: last for path in plan.states if (last := scores.flows[path].inputs) is not None}
@@ -79,7 +109,7 @@ def operate(patient: Patient, plan: Plan, scores: Score, inputs: tuple[Tensor, .
         layer = state_layer(network, path)
         error = max(error, ranks.together(lambda: law.check_states(layer, reduction, read[path])))  # noqa: B023  at once
     synchronise(patient.model)
-    return Operation(error, tuple(dict.fromkeys((*notes, *truncated.notes))))
+    return Operation(error, tuple(dict.fromkeys((*turned, *notes, *truncated.notes))))
 
 
 def guilty(bench: Bench, plan: Plan) -> list[str]:
@@ -96,6 +126,42 @@ def guilty(bench: Bench, plan: Plan) -> list[str]:
 
 def _outputs(bench: Bench) -> list[Tensor]:
     return law.outputs(bench.model, tensors_of(bench.model), bench.probe)
+
+
+def _turn(patient: Patient, scores: Score, turns: Mapping[str, Sequence[Turn]]) -> list[str]:
+    """Turn the bases of axes in the network, its gradients and its copies; what was known in the old ones is dropped.
+
+    Raises
+    ------
+    LawError
+        If the network would not compute what it did. Nothing has been changed then.
+    """
+    network, axes = patient.bench.model, patient.bench.anatomy.axes
+    if not turns:
+        return []
+    contents = {name: double(tensor) for name, tensor in tensors_of(network).items()}
+    new = {**contents, **rotate.turned(axes, turns, contents)}
+    probe = patient.bench.probe
+    patient.ranks.together(
+        lambda: law.check(law.outputs(network, contents, probe), law.outputs(network, new, probe), rotate.EXACT)
+    )
+    for each in (network, *(counterpart(one, network) for one in patient.followers if isinstance(one, nn.Module))):
+        named = dict(each.named_parameters())
+        gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+        with torch.no_grad():
+            for name, tensor in rotate.turned(axes, turns, named).items():
+                named[name].copy_(tensor)
+        for name, gradient in rotate.turned_gradients(axes, turns, gradients).items():
+            named[name].grad = gradient.to(named[name].dtype)
+    mine = dict(network.named_parameters())
+    changed = {
+        column.slot[0] for each in turns.values() for turn in each for columns in turn.pair for column in columns
+    }
+    for follower in patient.followers:
+        if isinstance(follower, Optimizer):
+            restart(follower, [mine[name] for name in sorted(changed)])
+    scores.turned([axes[axis] for axis in turns])
+    return [f"{axis} was turned into its balanced basis before it was cut" for axis in turns]
 
 
 def _repairs(patient: Patient, plan: Plan, inputs: tuple[Tensor, ...]) -> list[tuple[nn.Module, Tensors]]:

@@ -68,6 +68,7 @@ def _row(axis: Axis) -> tuple[str, ...]:
     follows = ", ".join(dict.fromkeys(attribute.name for attribute in axis.attributes))
     channel = f"{axis.width} wide" if axis.width > 1 else "1"
     unit = {"states": "state", "blocks": "block"}.get(axis.kind, channel)
+    unit += ", free basis" if axis.free else ""
     return axis.name, str(axis.size), unit, ", ".join(coupled[:SHOWN]) + more, follows
 
 
@@ -89,6 +90,7 @@ def _as_json(anatomy: Anatomy, share: float) -> dict[str, Any]:
                 ],
                 "modules": [detour.to_json() for detour in axis.detours],
                 "read_by": [path for path, _ in axis.readers],
+                "free_basis": axis.free,
                 "code": [attribute.key() for attribute in axis.attributes],
             }
             for axis in anatomy.axes.values()

@@ -51,6 +51,8 @@ class Axis:
         Those that have to.
     detours
         The modules that are replaced when a block goes, in the order of execution; none for all others.
+    free
+        Whether the basis of its units is free: what writes them and what reads them can be turned against each other.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Axis:
     width: int = 1
     numbers: Mapping[Attribute, Length] = field(default_factory=dict)
     attributes: tuple[Attribute, ...] = ()
+    free: bool = False
     detours: tuple[Detour, ...] = ()
 
     def least(self, elements: int) -> int:
@@ -102,6 +105,8 @@ class Anatomy:
         Residual branches. They become axes when it is proved how they can be taken out.
     found
         The trace that all this is from.
+    linear
+        The axes that meet nothing but linear operators: their basis may be free.
     """
 
     axes: Mapping[str, Axis]
@@ -112,6 +117,7 @@ class Anatomy:
     blocks: tuple[Block, ...] = ()
     found: Trace | None = field(default=None, compare=False, repr=False)
     parts: Parts | None = None
+    linear: frozenset[str] = frozenset()
 
 
 def dissect(model: nn.Module, example: tuple[Tensor, ...], parts: Parts | None = None) -> Anatomy:
@@ -150,8 +156,10 @@ def _taken_apart(found: Trace, model: nn.Module) -> Anatomy:
     units = {int(root): (axis.name, place) for axis, members in axes for place, root in enumerate(members)}
     lengths = lengths_along(model, found, units)
     by_name = {axis.name: replace(axis, numbers=lengths.get(axis.name, {})) for axis, _ in axes}
-    structure = structure_of(found, roots)
-    return Anatomy(by_name, refused, structure, _norms(found), statistics, found.blocks(), found)
+    bent = {roots[atom][0] for atom in found.bent() if atom in roots}
+    linear = frozenset(name for name, axis in by_name.items() if axis.kind == "channels") - bent
+    structure, norms = structure_of(found, roots), _norms(found)
+    return Anatomy(by_name, refused, structure, norms, statistics, found.blocks(), found, linear=linear)
 
 
 def _joined(model: nn.Module, example: tuple[Tensor, ...], parts: Parts, traces: Mapping[str, Trace]) -> Anatomy:

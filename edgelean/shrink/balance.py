@@ -224,6 +224,17 @@ def measured_prices(system: DiagonalSystem, weight: Tensor, inputs: Tensor) -> T
     return _held_energy(system, _balance(measured_gramians(system, inputs)), weight)
 
 
+def coordinates(pair: Gramians) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Hankel singular values of two Gramians, and the way into the coordinates that balance them and back.
+
+    Nothing is inverted; both Gramians have to be of full rank. In the new coordinates each is the diagonal matrix of
+    the values, the largest first.
+    """
+    balanced = _balance(pair)
+    scale = balanced.sigma.sqrt()
+    return balanced.sigma, (balanced.see / scale).mT, balanced.reach / scale
+
+
 @dataclass(frozen=True, eq=False)
 class _Balanced:
     """The square-root form: ``reach @ reach.T`` is one Gramian, ``see @ see.T`` the other, ``see.T @ reach`` diagonal.

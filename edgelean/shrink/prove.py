@@ -29,6 +29,7 @@ from edgelean.shrink.cut import tensors_of
 from edgelean.shrink.parts_law import reference_of
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.prove_blocks import BlockProof, prove_blocks
+from edgelean.shrink.rotate import bases
 from edgelean.shrink.search import separating, subsets
 from edgelean.shrink.uses import used_kinds
 
@@ -49,12 +50,15 @@ class Proof:
         By the name of an axis, why it is left alone.
     blocks
         The same about residual branches.
+    free
+        The axes whose basis is free.
     """
 
     attributes: Mapping[str, tuple[Attribute, ...]] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     blocks: BlockProof = field(default_factory=BlockProof)
+    free: frozenset[str] = frozenset()
 
     def applied(self, anatomy: Anatomy) -> Anatomy:
         """Return an anatomy with what was proved: numbers that follow, axes tied, axes refused, blocks that can go."""
@@ -64,7 +68,7 @@ class Proof:
                 axes[first] = tied(axes[first], axes.pop(name))
         refused = dict(self.refused)
         for name, axis in axes.items():
-            axes[name] = replace(axis, attributes=self.attributes.get(name, ()))
+            axes[name] = replace(axis, attributes=self.attributes.get(name, ()), free=name in self.free)
             lost = [attribute.key() for attribute in axes[name].attributes if attribute not in axis.numbers]
             if lost:
                 refused.setdefault(name, f"{lost[0]} has to follow it, and is the length of nothing any more")
@@ -98,7 +102,9 @@ def prove(model: nn.Module, anatomy: Anatomy, probe: tuple[Tensor, ...]) -> Proo
         bench.compared |= suspects
         proof = _searched(bench)
     blocks = prove_blocks(model, anatomy.blocks, bench.reference, probe)
-    return _all_together(bench, replace(proof, blocks=blocks))
+    proof = _all_together(bench, replace(proof, blocks=blocks))
+    left = proof.applied(anatomy)
+    return replace(proof, free=frozenset(bases(model, left, left.linear & left.axes.keys(), probe)))
 
 
 def _searched(bench: _Bench) -> Proof:

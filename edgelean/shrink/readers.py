@@ -76,24 +76,24 @@ class Reader:
 
     def matrices(self, weight: Tensor) -> Tensor:
         """Return a weight as one matrix a group, ``[groups, outputs, features]``."""
-        if self._operator() in CONVOLUTIONS:
-            return weight.reshape(self._groups(), weight.shape[0] // self._groups(), -1)
+        if self.convolves():
+            return weight.reshape(self.groups(), weight.shape[0] // self.groups(), -1)
         return (weight if self._operator() == "linear" else weight.mT)[None]
 
     def weight_of(self, matrices: Tensor, shape: torch.Size) -> Tensor:
         """Return the weight that `matrices` took apart."""
-        if self._operator() in CONVOLUTIONS:
+        if self.convolves():
             return matrices.reshape(shape)
         return matrices[0] if self._operator() == "linear" else matrices[0].mT
 
     def rows(self, output: Tensor) -> int:
         """Return how many rows an output has: positions of all samples."""
-        return output.numel() // output.shape[1 if self._operator() in CONVOLUTIONS else -1]
+        return output.numel() // output.shape[1 if self.convolves() else -1]
 
     def outputs(self, output: Tensor, rows: Tensor) -> Tensor:
         """Return some rows of its output, ``[groups, rows, outputs]``; rows run through samples, then positions."""
-        place = 1 if self._operator() in CONVOLUTIONS else -1
-        groups = self._groups()
+        place = 1 if self.convolves() else -1
+        groups = self.groups()
         return torch.unflatten(output.movedim(place, -1).flatten(0, -2)[rows], -1, (groups, -1)).movedim(1, 0)
 
     def features(self, x: Tensor, output: Tensor, rows: Tensor) -> Tensor:
@@ -106,13 +106,22 @@ class Reader:
         sample, *place = _unravelled(rows, (output.shape[0], *output.shape[2:]))
         corner = [p * s for p, s in zip(place, options["stride"], strict=True)]
         patches = torch.stack([x[(sample, *at)] for at in _taps(corner, shape[2:], options["dilation"])], -1)
-        return torch.unflatten(patches, 1, (self._groups(), -1)).flatten(2).movedim(1, 0)
+        return torch.unflatten(patches, 1, (self.groups(), -1)).flatten(2).movedim(1, 0)
 
     def _operator(self) -> str:
         return str(getattr(self.node.target, "_opname", ""))
 
-    def _groups(self) -> int:
-        return int(self._options()["groups"]) if self._operator() in CONVOLUTIONS else 1
+    def groups(self) -> int:
+        """Return into how many groups a convolution falls."""
+        return int(self._options()["groups"]) if self.convolves() else 1
+
+    def convolves(self) -> bool:
+        """Tell whether it is a convolution: features are the second dimension then."""
+        return self._operator() in CONVOLUTIONS
+
+    def writes_first(self) -> bool:
+        """Tell whether the first dimension of the weight is that of the outputs."""
+        return self._operator() in ("linear", *CONVOLUTIONS)
 
     def _options(self) -> dict[str, Any]:
         """Return stride, padding, dilation and groups of a convolution."""

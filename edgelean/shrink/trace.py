@@ -18,6 +18,53 @@ from edgelean.shrink.labels import Labels, Value
 from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
 from edgelean.shrink.untraceable import Mode, UntraceableError, as_it_infers, as_it_trains, exported, shape_reason
 
+LINEAR = {
+    *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
+    *(
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "add",
+        "add_",
+        "sub",
+        "mul",
+        "mul_",
+        "div",
+        "div_",
+        "neg",
+        "dropout",
+        "sum",
+        "mean",
+    ),
+    *(
+        "alias",
+        "cat",
+        "chunk",
+        "clone",
+        "contiguous",
+        "detach",
+        "expand",
+        "flatten",
+        "index_select",
+        "movedim",
+        "permute",
+    ),
+    *(
+        "repeat",
+        "repeat_interleave",
+        "reshape",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "stack",
+        "t",
+    ),
+    *("transpose", "unbind", "unflatten", "unsqueeze", "view", "to", "_to_copy"),
+}
+"""Operators that may be linear in what they are given; whether they are is tried."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -86,6 +133,18 @@ class Trace:
         """Return the units over which operators take statistics."""
         lines = (line for step in self.steps for line in step.flow.over if line is not None)
         return {atom for line in lines for label in line.tolist() for atom in self.labels.atoms(label)}
+
+    def bent(self) -> set[int]:
+        """Return the units that go through an operator that is not linear in them."""
+        lines = {
+            id(line): line
+            for step in self.steps
+            if step.operator not in LINEAR
+            for output in step.flow.outputs
+            for line in output.labels
+            if line is not None
+        }
+        return {atom for line in lines.values() for label in line.tolist() for atom in self.labels.atoms(label)}
 
 
 def trace(model: nn.Module, example: tuple[Tensor, ...], what: str = "the model") -> Trace:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -266,6 +266,12 @@ class Scores:
         for cut in plan.cuts:
             if cut.axis in self.units:
                 self.units[cut.axis] = self.units[cut.axis][_others(cut.before, set(cut.removed))]
+
+    def turned(self, axes: Iterable[Axis]) -> None:
+        """Drop what has been observed of the readers of some axes: what they read has another basis now."""
+        for path, slot in (reader for axis in axes for reader in axis.readers):
+            self.flows.get(path, Flow()).put_back({})
+            self.slopes.pop(slot_name(slot), None)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that has been observed, by name."""

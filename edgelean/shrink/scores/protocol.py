@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ class Score(Protocol):
 
     def forget(self, plan: Plan, axes: Mapping[str, Axis]) -> None:
         """Drop what is known of removed units; what is known of the others stays. The axes are those before the cut."""
+
+    def turned(self, axes: Iterable[Axis]) -> None:
+        """Drop what has been observed of the readers of some axes: what they read has another basis now."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that has been observed, by name: it goes into snapshots and checkpoints."""

@@ -1,0 +1,73 @@
+"""What the closed loop remembers from event to event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from edgelean import control
+from edgelean.reading import Reading
+from edgelean.shrink.cut import Contents, Held
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A cut that the network still has to recover from, and what is needed to take it back.
+
+    Attributes
+    ----------
+    network, optimizer
+        What they were.
+    scores
+        What the scores had observed.
+    followers
+        What the other followers were.
+    """
+
+    network: Contents
+    optimizer: Held
+    scores: Mapping[str, Tensor]
+    followers: tuple[Contents | Held, ...] = ()
+
+
+@dataclass
+class Progress:
+    """What the loop remembers from event to event.
+
+    Attributes
+    ----------
+    controller
+        The controller.
+    reading
+        The last reading of the present structure.
+    order
+        The last prices of all units, to tell whether their order has settled.
+    agreement
+        Rank correlation of the last two of these.
+    guard
+        The best metric so far, which a cut has to come back to.
+    pending, doubts
+        The last cut, until it is judged, and how often its judgement was put off.
+    confirmed
+        Whether readings are of the exported file: from the moment when the budgets first seemed met.
+    done
+        Whether every budget is met for good: nothing is left to do until the training ends.
+    spectra
+        Scores of every axis just before its first cut.
+    banned
+        Axes whose cut broke the law, and how: they are left alone.
+    """
+
+    controller: control.ControllerState
+    reading: Reading
+    guard: control.Guard
+    order: tuple[float, ...] = ()
+    agreement: float | None = None
+    pending: Pending | None = None
+    doubts: int = 0
+    confirmed: bool = False
+    done: bool = False
+    spectra: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    banned: dict[str, str] = field(default_factory=dict)
