@@ -33,9 +33,11 @@ from edgelean.shrink.axes import Anatomy, dissect
 from edgelean.shrink.cut import apply
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.prove import prove
-from edgelean.shrink.scores import SCORES, Flow, Running, Score, open_score
+from edgelean.shrink.recent import MOST_SAMPLES
+from edgelean.shrink.scores import SCORES, Running, Score, open_score
 from edgelean.shrink.scores.elimination import Reader
 from edgelean.shrink.scores.energy import Energy
+from edgelean.shrink.trace import Trace, trace
 
 BATCH = 64
 EPOCHS, QUICK_EPOCHS = 5, 4
@@ -146,14 +148,17 @@ class Trained:
     scores: Mapping[str, Score]
     held_out: tuple[Tensor, Tensor]
     loss: float
+    seen: tuple[Tensor, ...]
+    traced: Trace
 
-    def observed(self, plan: Plan, flows: Mapping[str, Flow] | None) -> float:
-        """Return by how much a cut raises the held-out loss; with flows after a refit."""
-        found = {} if flows is None else refit.amounts(self.model, self.anatomy, plan, flows)
+    def observed(self, plan: Plan) -> tuple[float, float]:
+        """Return by how much a cut raises the held-out loss, before and after the refit."""
+        found = refit.amounts(self.model, self.traced, plan, self.seen, dict(self.model.named_parameters()))
         cut = copy.deepcopy(self.model)
         apply(cut, plan)
+        plain = held_out_loss(cut, self.held_out) - self.loss
         refit.add(cut, found, plan)
-        return held_out_loss(cut, self.held_out) - self.loss
+        return plain, held_out_loss(cut, self.held_out) - self.loss
 
 
 def held_out_loss(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
@@ -190,7 +195,9 @@ def train(build: Callable[[int], nn.Module], data: Digits, epochs: int, scores: 
     for score in scores.values():
         score.active = False
         score.release()
-    return Trained(model, anatomy, scores, data.held_out, held_out_loss(model, data.held_out))
+    seen = (x[:MOST_SAMPLES],)
+    loss = held_out_loss(model, data.held_out)
+    return Trained(model, anatomy, scores, data.held_out, loss, seen, trace(model, seen))
 
 
 # -- predicted and observed --------------------------------------------------------------------------------------------
@@ -233,7 +240,7 @@ def agreement(network: str, score: str, what: str, trials: Sequence[Trial]) -> A
     return Agreement(network, score, what, len(trials), *ranks, ratio(plain), ratio(refitted), *means)
 
 
-def tried(trained: Trained, score: Score, prices: Mapping[str, Running], shares: Mapping[str, float]) -> Trial | None:
+def tried(trained: Trained, prices: Mapping[str, Running], shares: Mapping[str, float]) -> Trial | None:
     """Cut axes by so much each, in the order of a score; None if nothing is left to cut."""
     axes = trained.anatomy.axes
     keep = {name: axes[name].size - int(share * axes[name].size) for name, share in shares.items()}
@@ -241,7 +248,7 @@ def tried(trained: Trained, score: Score, prices: Mapping[str, Running], shares:
     plan = make_plan(trained.anatomy, keep, {name: order for name, (order, _) in prices.items()}, nats)
     if not plan.cuts:
         return None
-    return Trial(nats, trained.observed(plan, None), trained.observed(plan, score.flows))
+    return Trial(nats, *trained.observed(plan))
 
 
 def compare(network: str, trained: Trained, plans: int) -> Iterator[Agreement]:
@@ -251,8 +258,8 @@ def compare(network: str, trained: Trained, plans: int) -> Iterator[Agreement]:
     for name, score in trained.scores.items():
         found = {axis.name: score.removal_prices(axis, trained.model) for axis in trained.anatomy.axes.values()}
         prices = {axis: running for axis, running in found.items() if running is not None}
-        single = [tried(trained, score, prices, {axis: share}) for axis in prices for share in SINGLE_SHARES]
-        whole = [tried(trained, score, prices, {axis: plan[axis] for axis in prices}) for plan in drawn]
+        single = [tried(trained, prices, {axis: share}) for axis in prices for share in SINGLE_SHARES]
+        whole = [tried(trained, prices, {axis: plan[axis] for axis in prices}) for plan in drawn]
         for what, trials in (("single axes", single), ("whole plans", whole)):
             yield agreement(network, name, what, [trial for trial in trials if trial is not None])
 

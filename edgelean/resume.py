@@ -66,8 +66,8 @@ def unpack(checkpoint: Checkpoint, session: Session) -> Unpacked:
     restore(session.model, checkpoint.part("model/"), checkpoint.values["numbers"])
     saved = checkpoint.values["optimizer"]
     state = joined_state(checkpoint.part("optimizer/"), saved["state"])
-    groups = session.optimizer.state_dict()["param_groups"]
-    merged = [{**group, **kept} for group, kept in zip(groups, saved["param_groups"], strict=True)]
+    fresh = session.optimizer.state_dict()["param_groups"]
+    merged = [{**group, **kept} for group, kept in zip(fresh, saved["param_groups"], strict=True)]
     session.optimizer.load_state_dict({"state": state, "param_groups": merged})
     session.schedule.load_state_dict(dict(checkpoint.values["schedule"]))
     return Unpacked(int(checkpoint.values["epoch"]), modules, groups)

@@ -77,12 +77,15 @@ def test_a_run_interrupted_after_a_block_went_goes_on_to_the_same_model(run, tmp
 def test_a_block_that_the_network_misses_comes_back_also_in_a_run_that_was_interrupted(tmp_path):
     """A recipe whose metric collapses as soon as the model shrinks: the cut is pending when the run is interrupted."""
     recipe = Path(DEEP).with_name("spoiled_recipe.py")
-    seen = []
+    last, pending = [], []
 
     def stop(event):
-        seen.append(event["event"])
-        if event["event"] == "epoch" and "cut" in seen:
-            raise KeyboardInterrupt
+        if event["event"] == "epoch":
+            if pending:  # the checkpoint of an epoch is written after its event
+                raise KeyboardInterrupt
+            pending.extend(kind for kind in last[-1:] if kind == "cut")
+        if event["event"] in ("cut", "rollback"):
+            last.append(event["event"])
 
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", recipe=str(recipe), on_event=stop)

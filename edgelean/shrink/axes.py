@@ -67,8 +67,12 @@ class Axis:
     detours: tuple[Detour, ...] = ()
 
     def least(self, elements: int) -> int:
-        """Return the fewest units that may stay where so many elements have to; of a block, none."""
-        return 0 if self.kind == "blocks" else min(self.size, max(1, elements // self.width))
+        """Return the fewest units that may stay where so many elements have to; of a block, none.
+
+        Of heads, and of places within them, two: with one head the next trace could not tell them apart.
+        """
+        fewest = 1 if self.width == 1 else 2
+        return 0 if self.kind == "blocks" else min(self.size, max(fewest, elements // self.width))
 
     def module(self) -> str:
         """Return the path of the module whose output (or whose states) the units are."""
