@@ -307,16 +307,17 @@ def modules_in_a_layer():
 def test_price_of_a_block_is_the_fisher_form_of_what_it_adds(make, shape, place):
     torch.manual_seed(0)
     model, module, scaled = make()
-    x, y = torch.randn(shape), torch.randint(0, 3, shape[:1])
+    x = torch.randn(shape)
     anatomy = anatomy_of(model, (x,))
-    scores = observed(model, (x,), anatomy, lambda out: nn.functional.cross_entropy(out, y))
-    price = scores.unit_prices(anatomy.axes[blocks_of(anatomy)[place]])
+    scores = observed(model, (x,), anatomy, lambda out: out.square().sum(1).mean())
+    _, (stays, price) = scores.removal_prices(anatomy.axes[blocks_of(anatomy)[place]], model)
     # The same sample by sample: the slope of its loss in the size of the branch.
     size = torch.ones((), requires_grad=True)
     module.register_forward_hook(scaled(size))
-    losses = nn.functional.cross_entropy(model(x), y, reduction="none")
+    losses = model(x).square().sum(1)
     slopes = torch.stack([torch.autograd.grad(loss, size, retain_graph=True)[0] for loss in losses])
-    assert float(price) == pytest.approx(0.5 * float(slopes.square().mean()), rel=1e-3)
+    assert stays == 0
+    assert price == pytest.approx(0.5 * float(slopes.square().mean()), rel=1e-3)
 
 
 def test_where_launches_dominate_the_allocator_takes_a_block_and_elsewhere_channels():
