@@ -81,8 +81,6 @@ class Anatomy:
         Sizes of operators and tensors as functions of the number of units kept on each axis.
     statistics
         The axes over which some operator takes statistics: their law needs the masked graph.
-    norms
-        For each module whose output goes through batch norm, and nowhere else, the module of that norm.
     linear
         The axes that meet nothing but linear operators: their basis may be free.
     """
@@ -90,7 +88,6 @@ class Anatomy:
     axes: Mapping[str, Axis]
     refused: tuple[Refusal, ...]
     structure: Structure
-    norms: Mapping[str, str]
     statistics: frozenset[str] = frozenset()
     linear: frozenset[str] = frozenset()
 
@@ -117,21 +114,7 @@ def dissect(model: nn.Module, example: tuple[Tensor, ...]) -> Anatomy:
     by_name = {axis.name: axis for axis, _ in axes}
     bent = {roots[atom][0] for atom in found.bent() if atom in roots}
     linear = frozenset(name for name, axis in by_name.items() if axis.kind == "channels") - bent
-    return Anatomy(by_name, refused, structure_of(found, roots), _norms(found), statistics, linear)
-
-
-def _norms(found: Trace) -> dict[str, str]:
-    readers = Counter(name for step in found.steps for name in step.inputs)
-    writers = {step.name: step for step in found.steps if step.flow.kind == "contract"}
-    norms = {}
-    for step in found.steps:
-        writer = writers.get(step.inputs[0]) if step.inputs and "batch_norm" in step.operator else None
-        if writer is not None and readers[writer.name] == 1:
-            owner = {name.rpartition(".")[0] for name in (found.names.get(i, "") for i in writer.inputs) if name}
-            norm = {name.rpartition(".")[0] for name in (found.names.get(i, "") for i in step.inputs) if name}
-            if len(owner) == len(norm) == 1:
-                norms[owner.pop()] = norm.pop()
-    return norms
+    return Anatomy(by_name, refused, structure_of(found, roots), statistics, linear=linear)
 
 
 def _axes(found: Trace, model: nn.Module) -> tuple[list[tuple[Axis, list[int]]], tuple[Refusal, ...]]:
