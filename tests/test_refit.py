@@ -221,6 +221,15 @@ def test_frozen_parameters_stay_what_they_are():
     assert not torch.equal(lean.reader.bias, model.reader.bias)
 
 
+def test_where_only_biases_may_change_the_mean_of_every_layer_is_kept():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    biases = {"0.bias", "2.bias", "4.bias"}
+    lean = repaired(model, halved(model, X), X, trained=biases)
+    with torch.no_grad():
+        assert torch.allclose(model(X).mean(0), lean(X).mean(0), atol=1e-5)
+
+
 def test_a_weight_that_is_used_elsewhere_as_well_stays_what_it_is():
     class Tied(nn.Module):
         def __init__(self):

@@ -103,8 +103,6 @@ class Anatomy:
         The axes over which some operator takes statistics: their law needs the masked graph.
     parts
         The modules that were traced where the model cannot be traced whole, else None.
-    norms
-        For each module whose output goes through batch norm, and nowhere else, the module of that norm.
     blocks
         Residual branches. They become axes when it is proved how they can be taken out.
     found
@@ -116,7 +114,6 @@ class Anatomy:
     axes: Mapping[str, Axis]
     refused: tuple[Refusal, ...]
     structure: Structure
-    norms: Mapping[str, str]
     statistics: frozenset[str] = frozenset()
     blocks: tuple[Block, ...] = ()
     found: Trace | None = field(default=None, compare=False, repr=False)
@@ -162,8 +159,7 @@ def _taken_apart(found: Trace, model: nn.Module) -> Anatomy:
     by_name = {axis.name: replace(axis, numbers=lengths.get(axis.name, {})) for axis, _ in axes}
     bent = {roots[atom][0] for atom in found.bent() if atom in roots}
     linear = frozenset(name for name, axis in by_name.items() if axis.kind == "channels") - bent
-    structure, norms = structure_of(found, roots), _norms(found)
-    return Anatomy(by_name, refused, structure, norms, statistics, found.blocks(), found, linear=linear)
+    return Anatomy(by_name, refused, structure_of(found, roots), statistics, found.blocks(), found, linear=linear)
 
 
 def _joined(model: nn.Module, example: tuple[Tensor, ...], parts: Parts, traces: Mapping[str, Trace]) -> Anatomy:
@@ -171,35 +167,19 @@ def _joined(model: nn.Module, example: tuple[Tensor, ...], parts: Parts, traces:
     axes: dict[str, Axis] = {}
     refused = [Refusal(path, why) for path, why in parts.refused.items()]
     structures: dict[str, Structure] = {}
-    norms: dict[str, str] = {}
     statistics: set[str] = set()
     for path, call in parts.calls.items():
         found = _taken_apart(traces[path], call)
         axes |= renamed(found.axes, path)
         refused += renamed(found.refused, path)
         structures[path] = found.structure
-        norms |= renamed(found.norms, path)
         statistics |= renamed(found.statistics, path)
     pieces = [renamed(structure.pieces(frozenset()), path) for path, structure in structures.items()]
     full = {
         name: units for path, structure in structures.items() for name, units in renamed(structure.full, path).items()
     }
     structure = joined(pieces, full, dict(outside_of(model, parts)), len(example[0]))
-    return Anatomy(axes, tuple(refused), structure, norms, frozenset(statistics), parts=parts)
-
-
-def _norms(found: Trace) -> dict[str, str]:
-    readers = Counter(name for step in found.steps for name in step.inputs)
-    writers = {step.name: step for step in found.steps if step.flow.kind == "contract"}
-    norms = {}
-    for step in found.steps:
-        writer = writers.get(step.inputs[0]) if step.inputs and "batch_norm" in step.operator else None
-        if writer is not None and readers[writer.name] == 1:
-            owner = {name.rpartition(".")[0] for name in (found.names.get(i, "") for i in writer.inputs) if name}
-            norm = {name.rpartition(".")[0] for name in (found.names.get(i, "") for i in step.inputs) if name}
-            if len(owner) == len(norm) == 1:
-                norms[owner.pop()] = norm.pop()
-    return norms
+    return Anatomy(axes, tuple(refused), structure, frozenset(statistics), parts=parts)
 
 
 def _axes(found: Trace, model: nn.Module) -> tuple[list[tuple[Axis, list[int]]], tuple[Refusal, ...]]:

@@ -37,6 +37,7 @@ HELD_OUT = 4
 
 LEAST_ROWS = 8192
 ROWS_PER_FEATURE = 16
+MOST_ELEMENTS = 1 << 26
 """Rows of a reader's input that are fitted: positions of samples, taken at random where there are more."""
 
 
@@ -146,6 +147,7 @@ class _InStep:
             self._cut.env[reader.weight_node] = weight + moved
             self._accumulate(reader.weight, moved)
         if reader.bias is not None and reader.bias_node is not None:
+            shift = shift * reader.bias.of(self._staying[reader.bias.name])
             self._cut.env[reader.bias_node] = self._cut.env[reader.bias_node] + shift
             self._accumulate(reader.bias, shift)
         self._cut.env[reader.node] = self._cut.run_node(reader.node)
@@ -154,12 +156,13 @@ class _InStep:
         target, output = self._whole.env[reader.node], self._cut.env[reader.node]
         x = self._cut.env[reader.source]
         if reader.weight is None:
-            rest = reader.outputs(target - output, torch.arange(reader.rows(output)))
+            rest = reader.outputs(target - output, torch.arange(reader.rows(output), device=output.device))
             return None, rest.mean(1).flatten()
         staying = reader.matrices(reader.weight.of(self._staying[reader.weight.name]))
         change = torch.zeros_like(staying)
         shift = torch.zeros(staying.shape[:2], device=staying.device)
-        wanted = max(LEAST_ROWS, ROWS_PER_FEATURE * staying.shape[2])
+        most = MOST_ELEMENTS // (staying.shape[0] * staying.shape[2])
+        wanted = min(max(LEAST_ROWS, ROWS_PER_FEATURE * staying.shape[2]), most)
         fit, held_out = _rows(reader.rows(output), wanted, x.device)
         parts = [
             (reader.features(x, output, rows), reader.outputs(target, rows) - reader.outputs(output, rows))
