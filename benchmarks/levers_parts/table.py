@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from benchmarks.levers_parts.lever import BASE, FULL, LEVERS, SCRATCH, SHARES
 from benchmarks.levers_parts.one_run import Outcome
@@ -16,39 +17,52 @@ POINTS_LOST: Mapping[float, float] = {0.5: 2.0, 0.25: 4.0}
 
 
 def lines(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield the table: for each share accuracy in % with its deviation over seeds, difference to the base, cost."""
+    """Yield the table: accuracy, difference to the base and cost for each share, and the difference over both."""
     yield ""
-    yield f"{'':30s}" + "".join(f"|{f'  {share:.0%} of the MACs':42s}" for share in SHARES)
-    titles = f"  {'accuracy':13s}{'against base':15s}{'cost':>5s}{'seeds':>6s} "
-    yield f"{'':30s}" + "".join(f"|{titles:42s}" for _ in SHARES)
+    yield f"{'':29s}" + "".join(f"| {f'{share:.0%} of the MACs':37s}" for share in SHARES) + "| both"
+    titles = f" {'accuracy':13s}{'to base':12s}{'cost':>6s}{'seeds':>6s} "
+    yield f"{'':29s}" + f"|{titles}" * len(SHARES) + "| to base"
     for lever in LEVERS:
-        cells = [_cell(outcomes, lever.name, share, 1.0 if lever is FULL else share) for share in SHARES]
-        if any(cell.strip() for cell in cells):
-            yield f"{lever.name:30s}" + "".join(f"|{cell:42s}" for cell in cells)
-    yield "Accuracy in %, difference in points, mean +- deviation over seeds. Cost: CPU time of all steps to full size."
+        found = {share: _of(outcomes, lever.name, 1.0 if lever is FULL else share) for share in SHARES}
+        gains = {share: _gains(outcomes, found[share], share) for share in SHARES}
+        if any(found.values()):
+            cells = "".join(f"|{_cell(found[share], gains[share]):38s}" for share in SHARES)
+            yield f"{lever.name:29s}{cells}| {_with_error(list(chain(*gains.values())))}"
+    yield "Accuracy in %, difference in points, each mean +- deviation over the same seeds; both: +- standard error."
+    yield "Cost: CPU time of all steps, observation and teachers included, to as many steps at full size."
 
 
-def _cell(outcomes: Sequence[Outcome], row: str, base_share: float, share: float) -> str:
-    found = _of(outcomes, row, share)
+def _cell(found: Mapping[int, Outcome], gains: Sequence[float]) -> str:
     if not found:
         return ""
     accuracy = _spread([100 * each.accuracy for each in found.values()], "")
-    base = _of(outcomes, BASE.name, base_share)
-    both = [seed for seed in found if seed in base]
-    points = [100 * (found[seed].accuracy - base[seed].accuracy) for seed in both] if row != BASE.name else []
     cost = statistics.fmean(each.cost for each in found.values())
-    return f"  {accuracy:13s}{_spread(points, '+'):15s}{cost:5.2f}{len(found):6d} "
+    return f" {accuracy:13s}{_spread(gains, '+') if gains else '':12s}{cost:6.2f}{len(found):6d} "
 
 
 def _of(outcomes: Sequence[Outcome], row: str, share: float) -> dict[int, Outcome]:
     return {each.seed: each for each in outcomes if each.row == row and each.share == share}
 
 
+def _gains(outcomes: Sequence[Outcome], found: Mapping[int, Outcome], share: float) -> list[float]:
+    """Return by how many points a row is above the base, seed by seed; nothing for the base itself."""
+    base = _of(outcomes, BASE.name, share)
+    return [
+        100 * (each.accuracy - base[seed].accuracy)
+        for seed, each in found.items()
+        if seed in base and each is not base[seed]
+    ]
+
+
 def _spread(values: Sequence[float], sign: str) -> str:
-    if not values:
-        return ""
     deviation = f" +-{statistics.stdev(values):4.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{sign}.2f}{deviation}"
+
+
+def _with_error(gains: Sequence[float]) -> str:
+    if len(gains) < 2:
+        return ""
+    return f"{statistics.fmean(gains):+.2f} +-{statistics.stdev(gains) / len(gains) ** 0.5:4.2f}"
 
 
 def goals(outcomes: Sequence[Outcome]) -> list[Goal]:
@@ -69,8 +83,5 @@ def goals(outcomes: Sequence[Outcome]) -> list[Goal]:
 
 def _difference(outcomes: Sequence[Outcome], other: tuple[str, float], share: float) -> float | None:
     """Return by how many points the base is above another row, the mean over the seeds of both."""
-    base, others = _of(outcomes, BASE.name, share), _of(outcomes, *other)
-    both = [seed for seed in base if seed in others]
-    if not both:
-        return None
-    return statistics.fmean(100 * (base[seed].accuracy - others[seed].accuracy) for seed in both)
+    gains = _gains(outcomes, _of(outcomes, *other), share)
+    return -statistics.fmean(gains) if gains else None
