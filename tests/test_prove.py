@@ -284,3 +284,24 @@ def test_standardised_weights_are_standardised_over_what_is_kept():
     found, proof = proved(Standardised(), torch.randn(2, 3, 8, 8))
     assert proof.refused == {}
     assert set(proof.applied(found).axes) == {"one", "two"}
+
+
+class TwoNames(nn.Module):
+    """One module under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.out = nn.Linear(24, 16), nn.Linear(16, 3)
+        self.again = self.one
+
+    def forward(self, x):
+        return self.out(torch.relu(self.one(x)) + self.again(x))
+
+
+def test_a_module_with_two_names_stays_as_it_is():
+    model = TwoNames()
+    weight = model.one.weight
+    found, proof = proved(model)
+    assert proof.refused == {}
+    assert set(found.axes) == {"one"}
+    assert model.one.weight is weight

@@ -77,7 +77,9 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
 
 def _evaluated(model: nn.Module, run: Callable[[], list[Tensor]]) -> list[Tensor]:
     """Run something in evaluation mode, without gradients; whatever the model's code raises is a broken law."""
-    before = {module: dict(vars(module)) for module in model.modules()}
+    before = [
+        (held, dict(held)) for module in model.modules() for held in (vars(module), module._parameters, module._buffers)
+    ]
     model.eval()
     try:
         with torch.no_grad():
@@ -85,9 +87,11 @@ def _evaluated(model: nn.Module, run: Callable[[], list[Tensor]]) -> list[Tensor
     except FAILURES as error:
         raise LawError(f"the cut model does not run: {(str(error).strip() or repr(error)).splitlines()[0]}") from None
     finally:
-        for module, attributes in before.items():  # a model may remember what it computed: masks, positions
-            vars(module).clear()
-            vars(module).update(attributes)
+        # A model may remember what it computed: masks, positions. Where one module has two names, functional_call
+        # itself leaves the other contents in it.
+        for held, contents in before:
+            held.clear()
+            held.update(contents)
         align(model)
 
 

@@ -33,7 +33,8 @@ from edgelean.shrink.rotate import bases
 from edgelean.shrink.search import separating, subsets
 from edgelean.shrink.uses import used_kinds
 
-MOST_TRIALS = 96
+MOST_TRIALS, MOST_TRIALS_TOGETHER = 96, 12
+"""Sets of numbers that are tried for one axis, and for one set of axes that may belong together."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _counterparts(marks: frozenset[tuple[str, int]], other: Axis) -> tuple[Attri
     return closer if _marks(other, closer) == marks else fitting
 
 
-def _attributes(bench: _Bench, axis: Axis) -> tuple[Attribute, ...] | str:
+def _attributes(bench: _Bench, axis: Axis, most: int = MOST_TRIALS) -> tuple[Attribute, ...] | str:
     """Return the numbers that have to follow an axis, or why it cannot be cut."""
     if axis.kind == "states":
         return ()
@@ -279,18 +280,18 @@ def _attributes(bench: _Bench, axis: Axis) -> tuple[Attribute, ...] | str:
         sizes = bench.sizes(axis, near=near)
         used = [attribute for attribute in axis.numbers if attribute in sizes]
         if used != tried:
-            answer = _chosen(bench, axis, used)
+            answer = _chosen(bench, axis, used, most)
             if not isinstance(answer, str):
                 return answer
             reason, tried = reason or answer, used
     return reason
 
 
-def _chosen(bench: _Bench, axis: Axis, possible: Sequence[Attribute]) -> tuple[Attribute, ...] | str:
+def _chosen(bench: _Bench, axis: Axis, possible: Sequence[Attribute], most: int) -> tuple[Attribute, ...] | str:
     """Try which of some numbers have to follow an axis: all, none, all but some, only some."""
     marks = {attribute: _marks(axis, [attribute]) for attribute in possible}
     reason = ""
-    for chosen in itertools.islice(subsets(sorted(frozenset().union(*marks.values()))), MOST_TRIALS):
+    for chosen in itertools.islice(subsets(sorted(frozenset().union(*marks.values()))), most):
         taken = tuple(attribute for attribute in possible if marks[attribute] <= chosen)
         why = bench.fails(replace(axis, attributes=taken))
         if not why:
@@ -334,7 +335,7 @@ def _ties(bench: _Bench, failed: Sequence[Axis], attributes: dict[str, tuple[Att
             together = reduce(tied, partners, first)
             key = tuple((_pattern(axis.name), axis.size) for axis in (first, *partners))
             if key not in answers:
-                answer = _attributes(bench, together)
+                answer = _attributes(bench, together, MOST_TRIALS_TOGETHER)
                 answers[key] = None if isinstance(answer, str) else _marks(together, answer)
             marks = answers[key]
             if marks is None:
@@ -355,16 +356,17 @@ def _companies(bench: _Bench, first: Axis, others: Sequence[Axis]) -> list[list[
     far = [axis for axis in fitting if bench.sizes(first, near=False) & bench.sizes(axis, near=False)]
     kin = [axis for axis in far if _kind_of(axis) == _kind_of(first)]
     by_tensor = [axis for axis in fitting if tensors & {name for name, _ in axis.slots}]
-    layers = [_with_layers(first, hub, fitting) for hub in by_tensor]
+    layers = itertools.chain(*(_with_layers(first, hub, fitting) for hub in by_tensor))
     sets = [near, by_tensor, kin, *([axis] for axis in (*by_tensor, *near)), *layers, far]
     return [company for index, company in enumerate(sets) if company and company not in sets[:index]]
 
 
-def _with_layers(first: Axis, hub: Axis, others: Sequence[Axis]) -> list[Axis]:
-    """Return an axis that goes through several layers, and those like the first one in each of them."""
+def _with_layers(first: Axis, hub: Axis, others: Sequence[Axis]) -> list[list[Axis]]:
+    """Return an axis that goes through several layers, with those like the first one in each, and of its size."""
     tensors = {name for name, _ in hub.slots}
-    kin = [axis for axis in others if (_pattern(axis.name), axis.size) == (_pattern(first.name), first.size)]
-    return [hub, *(axis for axis in kin if axis.name != hub.name and tensors & {name for name, _ in axis.slots})]
+    through = [axis for axis in others if axis.name != hub.name and tensors & {name for name, _ in axis.slots}]
+    equal = [axis for axis in through if axis.size == first.size]
+    return [[hub, *(axis for axis in equal if _pattern(axis.name) == _pattern(first.name))], [hub, *equal]]
 
 
 def _axes_of(bench: _Bench, proof: Proof) -> list[Axis]:
