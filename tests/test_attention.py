@@ -93,7 +93,7 @@ def test_heads_places_and_widths_of_a_transformer_encoder_can_be_cut():
     found = dissect(model, (x,))
     assert torch.allclose(model(x), expected, atol=1e-6)
     anatomy = prove(model, found, (x,)).applied(found)
-    assert sorted(axis.size for axis in anatomy.axes.values()) == [3, 3, 4, 4, 12, 20, 20]
+    assert sorted(axis.size for axis in anatomy.axes.values() if axis.kind == "channels") == [3, 3, 4, 4, 12, 20, 20]
     plan = halved(anatomy)
     reference = law.Reference(model, trace(model, (x,)), (x,)).outputs(plan)
     assert law.deviation(reference, law.cut_outputs(model, plan, (x,))) < 1e-9

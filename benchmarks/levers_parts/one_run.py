@@ -104,8 +104,7 @@ def train(lever: Lever, share: float, seed: int, widths: dict[str, int]) -> Outc
     optimizer, shrinking = sgd(network), None
     if lever.kind == "shrunk":
         with timed(laps.surgery_s):
-            random = torch.Generator().manual_seed(seed)
-            shrinking = Shrinking(lever, share, steps_of(images), bench_of(network, example), optimizer, random)
+            shrinking = Shrinking(lever, share, steps_of(images), bench_of(network, example), optimizer, seed)
     _train(network, optimizer, shrinking, images, seed, laps)
     found = dissect(network, (example,))
     return Outcome(

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from benchmarks.levers_parts.lever import Lever
-from benchmarks.levers_parts.orders import Evidence, Gradients, Prices, prices
 from edgelean import control
 from edgelean.bench import Bench
 from edgelean.loop import OBSERVE_EVERY
 from edgelean.shrink.axes import Axis
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.recent import Recent
+from edgelean.shrink.scores import Running, Score, open_score
 from edgelean.shrink.wrappers import Ranks
 from edgelean.surgery import Patient, operate
 
@@ -36,8 +36,8 @@ class Shrinking:
         Multiply-accumulates that are left after the last cut, of those of the full size.
     steps
         Of the whole training.
-    random
-        For the random order.
+    seed
+        Of the training, and of the score that draws numbers.
     teacher, last
         The network before the last cut, if it is to teach, and the step of that cut.
     nats
@@ -49,9 +49,9 @@ class Shrinking:
     steps: int
     bench: Bench
     optimizer: torch.optim.Optimizer
-    random: torch.Generator
-    scores: Scores = field(default_factory=Scores)
-    gradients: Gradients = field(default_factory=Gradients)
+    seed: int
+    scores: Score = field(init=False)
+    recent_inputs: Recent = field(default_factory=Recent)
     teacher: nn.Module | None = None
     last: int | None = None
     nats: float = 0.0
@@ -62,11 +62,17 @@ class Shrinking:
         self._targets = {at: self.share ** ((i + 1) / len(times)) for i, at in enumerate(times)}
         apart = min((later - earlier for earlier, later in pairwise(times)), default=self.steps)
         self._every = max(1, min(OBSERVE_EVERY, apart // 2))
+        self.scores = open_score(self.lever.score, self.seed)
         self.scores.watch(self.bench.model, self.bench.anatomy.axes)
+        self.recent_inputs.watch(self.bench.model, self.bench.batch)
 
     def widths(self) -> dict[str, int]:
         """Return the channels of each axis."""
-        return {name: axis.size for name, axis in self.bench.anatomy.axes.items()}
+        return {name: axis.size for name, axis in self._axes().items()}
+
+    def _axes(self) -> dict[str, Axis]:
+        """Return the axes of channels; blocks stay, so that only widths are compared."""
+        return {name: axis for name, axis in self.bench.anatomy.axes.items() if axis.kind == "channels"}
 
     def recent(self, step: int, share: float) -> bool:
         """Tell whether the last cut is less than a share of all steps ago."""
@@ -76,8 +82,7 @@ class Shrinking:
         """Collect what the scores need; after so many steps."""
         if self.scores.active:
             self.scores.observe_gradients(self.bench.model, self.bench.anatomy.axes)
-            self.gradients.observe(self.bench.model, self.bench.anatomy.axes)
-        self.scores.active = (step + 1) % self._every == 0
+        self.scores.active = self.recent_inputs.active = (step + 1) % self._every == 0
 
     def cut_if_due(self, step: int) -> None:
         """Cut when it is time, and remember the network before."""
@@ -86,11 +91,9 @@ class Shrinking:
             return
         if self.lever.taught:
             self.teacher = copy.deepcopy(self.bench.model).eval().requires_grad_(False)
-        # Scores that have seen nothing leave the refit nothing to work with.
-        seen = self.scores if self.lever.refit else Scores()
-        operate(Patient(self.bench, self.bench.model, (self.optimizer,), Ranks(None)), plan, seen)
+        seen = self.recent_inputs.inputs() if self.lever.refit else ()
+        operate(Patient(self.bench, self.bench.model, (self.optimizer,), Ranks(None)), plan, self.scores, seen, {})
         self.scores.forget(plan, self.bench.anatomy.axes)
-        self.gradients.seen.clear()
         self.bench.look()
         self.nats, self.last = self.nats + plan.nats, step
         if self.lever.momentum == "dropped":
@@ -98,7 +101,7 @@ class Shrinking:
 
     def _plan(self, target: float) -> Plan:
         anatomy, order, choices = self.bench.anatomy, {}, []
-        for name, axis in anatomy.axes.items():
+        for name, axis in self._axes().items():
             order[name], running = self._prices(axis)
             left = max((1 - self.lever.most) * axis.size, self.lever.least * self._full[name])
             floor = max(FLOOR, math.ceil(left))
@@ -109,10 +112,7 @@ class Shrinking:
         allocation = control.allocate(choices, lambda keep: {"macs": self._macs(keep)}, {"macs": target})
         return make_plan(anatomy, allocation.keep, order, allocation.nats)
 
-    def _prices(self, axis: Axis) -> Prices:
-        if self.lever.score != "energy":
-            evidence = Evidence(self.bench.model, self.scores.flows, self.gradients, self.random)
-            return prices(self.lever.score, axis, evidence)
+    def _prices(self, axis: Axis) -> Running:
         priced = self.scores.removal_prices(axis, self.bench.model)
         assert priced is not None  # the first cut comes after the first observation
         return priced
