@@ -61,7 +61,8 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
         try:
             return _run(model, {name: double(tensor) for name, tensor in tensors.items()}, doubled(probe))
         except RuntimeError:  # the model may make tensors of a precision of its own
-            return _run(model, tensors, probe)
+            own = tensors_of(model)
+            return _run(model, {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}, probe)
 
     return _evaluated(model, run)
 
@@ -115,7 +116,12 @@ def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list
     contents = {name: sliced(tensor.detach(), kept.get(name, {})) for name, tensor in tensors_of(model).items()}
     contents |= gains(model, whole, contents, kept)
     with _following(model, plan):
-        return outputs(model, contents, probe)
+        return outputs(model, _converted(contents), probe)
+
+
+def _converted(contents: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return contents in float64; each is let go of as the next one is made, so that memory holds them once."""
+    return {name: double(contents.pop(name)) for name in list(contents)}
 
 
 def misfit(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> str:
@@ -173,7 +179,7 @@ class Reference:
 
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to."""
-        contents = masked(self._model, plan)
+        contents = _converted(masked(self._model, plan))
         atoms = removed_atoms(self._found, plan)
         if not atoms.isdisjoint(self._over):
             try:
