@@ -70,7 +70,8 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
         try:
             return _run(model, {name: double(tensor) for name, tensor in tensors.items()}, doubled(probe))
         except RuntimeError:  # the model may make tensors of a precision of its own
-            return _run(model, tensors, probe)
+            own = tensors_of(model)
+            return _run(model, {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}, probe)
 
     return _evaluated(model, run)
 
@@ -124,7 +125,14 @@ def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list
     contents = {name: sliced(tensor, kept.get(name, {})) for name, tensor in whole.items()}
     contents |= gains(model, whole, contents, kept)
     with _following(model, plan):
-        return outputs(model, {name: contents[name] for name in tensors_of(model)}, probe)
+        left = {name: contents[name] for name in tensors_of(model)}
+        del contents
+        return outputs(model, _converted(left), probe)
+
+
+def _converted(contents: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return contents in float64; each is let go of as the next one is made, so that memory holds them once."""
+    return {name: double(contents.pop(name)) for name in list(contents)}
 
 
 def misfit(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> str:
@@ -189,7 +197,7 @@ class Reference:
 
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to."""
-        contents = masked(self._model, plan)
+        contents = _converted(masked(self._model, plan))
         atoms, branches = removed_atoms(self._found, plan), removed_branches(self._found, plan)
         if branches or not atoms.isdisjoint(self._over):
             try:
