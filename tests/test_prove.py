@@ -305,3 +305,20 @@ def test_a_module_with_two_names_stays_as_it_is():
     assert proof.refused == {}
     assert set(found.axes) == {"one"}
     assert model.one.weight is weight
+
+
+class Exported(nn.Module):
+    """Reads a number of its own only where it is exported, as grouped attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.one, self.two = 16, nn.Linear(24, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        y = torch.relu(self.one(x))
+        return self.two(y.reshape(-1, self.inner) if torch.compiler.is_exporting() else y.flatten(0, 1))
+
+
+def test_numbers_that_only_the_export_reads_follow():
+    _, proof = proved(Exported())
+    assert proof.attributes["one"] == (Attribute("", "inner"),)

@@ -146,7 +146,7 @@ def misfit(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> str:
 
 
 def dry_run(model: nn.Module, probe: tuple[Tensor, ...], kept: Mapping[str, Keep]) -> None:
-    """Run a model of which some is cut in evaluation mode; only shapes are computed.
+    """Run a model of which some is cut in evaluation mode, as it is exported; only shapes are computed.
 
     Raises
     ------
@@ -159,7 +159,20 @@ def dry_run(model: nn.Module, probe: tuple[Tensor, ...], kept: Mapping[str, Keep
         shape = [sizes.get(dim, size) for dim, size in enumerate(tensor.shape)]
         contents[name] = torch.empty(shape, dtype=tensor.dtype, device="meta")
     left = {name: contents[name] for name in tensors_of(model)}
-    _evaluated(model, lambda: _run(model, left, tuple(x.to("meta") for x in probe)))
+    with _as_if_exporting():
+        _evaluated(model, lambda: _run(model, left, tuple(x.to("meta") for x in probe)))
+
+
+@contextmanager
+def _as_if_exporting() -> Iterator[None]:
+    """Let code that asks whether it is exported take that path, which may read other numbers than the usual one."""
+    state = torch.compiler
+    before = state._is_compiling_flag, state._is_exporting_flag
+    state._is_compiling_flag = state._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        state._is_compiling_flag, state._is_exporting_flag = before
 
 
 @contextmanager
