@@ -23,7 +23,7 @@ from edgelean.training.run import Run
 from edgelean.training.trainer import prepare
 
 TINY = str(Path(__file__).parent / "tiny_recipe.py")
-PI = {"profile": "raspberry-pi-5", "latency": "50%", "energy": "60%", "seed": 3}
+PI = {"profile": "raspberry-pi-5", "latency": "50%", "energy": "60%"}
 
 
 def fit(out, **changes):
@@ -200,7 +200,7 @@ def test_a_cut_without_recovery_is_taken_back_and_the_next_is_smaller(tmp_path):
 
 
 def test_a_test_loader_that_shuffles_is_verified_all_the_same():
-    session = prepare(load_recipe(TINY), PI["seed"], torch.device("cpu"))
+    session = prepare(load_recipe(TINY), 0, torch.device("cpu"))
     data = session.loaders.test.dataset
     shuffled = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
     found = evidence(session.model, shuffled, load_recipe(TINY).metric_function(), "accuracy")
@@ -280,7 +280,7 @@ def test_training_without_the_loop_is_not_changed_by_it(tmp_path):
     from edgelean.training.trainer import train
 
     fit(tmp_path / "run", latency="100%", energy="100%")
-    session = prepare(load_recipe(TINY), PI["seed"], torch.device("cpu"))
+    session = prepare(load_recipe(TINY), 0, torch.device("cpu"))
     train(session, lambda step, loss: None, lambda *_: None)
     met = final_weights(tmp_path / "run")
     assert all(torch.equal(met[name], tensor) for name, tensor in session.model.state_dict().items())

@@ -24,5 +24,5 @@ def data():
 
 
 recipe = edgelean.Recipe(
-    model=model, data=data, loss=nn.functional.cross_entropy, epochs=10, batch_size=32, learning_rate=3e-3
+    model=model, data=data, loss=nn.functional.cross_entropy, epochs=10, batch_size=32, learning_rate=1.5e-3
 )
