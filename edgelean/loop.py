@@ -27,7 +27,7 @@ from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.cut import Contents, Tensors, cloned, put_back, restore, saved, tensors_of
 from edgelean.shrink.followers import Follower, State, load_state, saved_state
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.scores import Flow, Scores
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
 from edgelean.surgery import Patient, guilty, operate
@@ -248,7 +248,7 @@ class ClosedLoop:
         self.progress.pending = self._snapshot()
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            operation = operate(self._patient, plan, self.scores)
+            operation = operate(self._patient, plan, self.scores, self._observed_for_refit(step))
         except LawError as refusal:
             self._restore()
             for parameter, gradient in gradients.items():
@@ -291,6 +291,11 @@ class ClosedLoop:
             order[name], prices = priced
             choices.append(control.Choice(name, axis.size, width, floor, prices))
         return order, choices
+
+    def _observed_for_refit(self, step: int) -> Mapping[str, Flow]:
+        """Return what the scores have seen; nothing while so much training is left that it repairs a cut better."""
+        left = 1 - step / self.around.steps
+        return self.scores.flows if left <= self.bench.profile.control.refit else {}
 
     # -- taking a cut back ---------------------------------------------------------------------------------------------
 

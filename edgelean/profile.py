@@ -179,6 +179,13 @@ class ControlSettings(Frozen):
         0.03, "share of the budget", "The controller aims this far below each budget.", ge=0, lt=0.5
     )
     floor: PositiveInt = knob(8, "units", "No axis is cut below this many units (channels, heads, states).")
+    refit: FiniteFloat = knob(
+        0.2,
+        "share of the training steps",
+        "Cuts are refitted when no more than this is left of the training; before, training repairs them better.",
+        ge=0,
+        le=1,
+    )
     recovery_steps: PositiveInt | None = knob(
         None,
         "training steps",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from edgelean.shrink import law, refit
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.followers import Follower, counterpart
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.scores import Flow, Scores
 from edgelean.shrink.wrappers import Ranks, synchronise
 
 
@@ -47,10 +47,15 @@ class Operation:
     notes: tuple[str, ...]
 
 
-def operate(patient: Patient, plan: Plan, scores: Scores) -> Operation:
+def operate(patient: Patient, plan: Plan, scores: Scores, observed: Mapping[str, Flow]) -> Operation:
     """Apply a plan, the first process's in all of them, and check that the cut model obeys the law.
 
     Channels are compared with the masked model, a truncated state space layer with its reduced system.
+
+    Parameters
+    ----------
+    observed
+        Of the modules that read what goes: what the refit works with. Where nothing was observed there is no refit.
 
     Raises
     ------
@@ -62,7 +67,7 @@ def operate(patient: Patient, plan: Plan, scores: Scores) -> Operation:
     whole, expected = ranks.together(lambda: (_outputs(bench), bench.expected(channels)))
     copies = [counterpart(each, network) for each in patient.followers if isinstance(each, nn.Module)]
     repairs = [
-        (each, ranks.same_tensors(refit.amounts(each, bench.anatomy, channels, scores.flows)))
+        (each, ranks.same_tensors(refit.amounts(each, bench.anatomy, channels, observed)))
         for each in (network, *copies)
     ]
     seen = {path: inputs for path in plan.states if (inputs := scores.flows[path].inputs) is not None}

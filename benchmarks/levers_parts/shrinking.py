@@ -86,9 +86,8 @@ class Shrinking:
             return
         if self.lever.taught:
             self.teacher = copy.deepcopy(self.bench.model).eval().requires_grad_(False)
-        # Scores that have seen nothing leave the refit nothing to work with.
-        seen = self.scores if self.lever.refit else Scores()
-        operate(Patient(self.bench, self.bench.model, (self.optimizer,), Ranks(None)), plan, seen)
+        patient = Patient(self.bench, self.bench.model, (self.optimizer,), Ranks(None))
+        operate(patient, plan, self.scores, self.scores.flows if self.lever.refit else {})
         self.scores.forget(plan, self.bench.anatomy.axes)
         self.gradients.seen.clear()
         self.bench.look()
