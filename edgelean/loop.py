@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgelean import control
 from edgelean.bench import Bench, limits_of, refuse_the_unreachable
@@ -204,7 +204,7 @@ class ClosedLoop:
         turns = {name: each.turns for name, each in turned.items() if name in order}
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            operation = operate(self._patient, plan, self.scores, self.recent.inputs(), turns)
+            operation = operate(self._patient, plan, self.scores, self._inputs_of_refit(step), turns)
         except LawError as refusal:
             self._restore()
             for parameter, gradient in gradients.items():
@@ -249,6 +249,11 @@ class ClosedLoop:
             order[name], prices = known[name]
             choices.append(control.Choice(name, axis.size, width, floor, prices))
         return order, choices
+
+    def _inputs_of_refit(self, step: int) -> tuple[Tensor, ...]:
+        """Return samples of the training; none while so much of it is left that it repairs a cut better."""
+        left = 1 - step / self.around.steps
+        return self.recent.inputs() if left <= self.bench.profile.control.refit else ()
 
     # -- taking a cut back ---------------------------------------------------------------------------------------------
 

@@ -186,6 +186,13 @@ class ControlSettings(Frozen):
         '"batch_norm", "random".',
     )
     floor: PositiveInt = knob(8, "units", "No axis is cut below this many units (channels, heads, states).")
+    refit: FiniteFloat = knob(
+        0.2,
+        "share of the training steps",
+        "Cuts are refitted when no more than this is left of the training; before, training repairs them better.",
+        ge=0,
+        le=1,
+    )
     recovery_steps: PositiveInt | None = knob(
         None,
         "training steps",

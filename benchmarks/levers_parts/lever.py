@@ -68,12 +68,16 @@ BASE = Lever("base")
 SCRATCH = Lever("small from scratch", "small", like=BASE.name)
 UNIFORM = replace(BASE, name="uniform widths", widths="uniform")
 SCRATCH_UNIFORM = Lever("small from scratch, uniform", "small", like=UNIFORM.name)
+DEFAULT = replace(BASE, name="the default", cuts=evenly(8, 0.05, 0.50), refit=False)
+"""What edgelean does today; the base stays what it was when the first levers were tried."""
+
 LATE = replace(BASE, name="late: 55 and 75 %", cuts=(0.55, 0.75))
 
 LEVERS = (
     FULL,
     BASE,
     SCRATCH,
+    DEFAULT,
     replace(BASE, name="random units", score="random"),
     UNIFORM,
     SCRATCH_UNIFORM,
@@ -89,6 +93,7 @@ LEVERS = (
     replace(UNIFORM, name="uniform widths, random units", score="random"),
     replace(BASE, name="12 cuts, 2.5 to 30 %", cuts=evenly(12, 0.025, 0.30)),
     replace(BASE, name="distillation for 10 %", taught=0.1),
+    replace(LATE, name="late, no refit", refit=False),
     replace(LATE, name="late, distillation to the end", taught=1.0),
     replace(BASE, name="momentum dropped", momentum="dropped"),
     replace(BASE, name="magnitude", score="magnitude"),
@@ -98,4 +103,4 @@ LEVERS = (
 )
 """The most telling first: what is there when time runs out can be used."""
 
-QUICK = ("full size", "base", "small from scratch", "random units", "distillation to the end")
+QUICK = (FULL.name, BASE.name, SCRATCH.name, DEFAULT.name, "random units")
