@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edgelean.shrink.scores.flow import RIDGE
 
-ROUNDS = 48
+ROUNDS = 24
 """Units go in at most about so many rounds; those of one round are priced together."""
 
 
