@@ -189,7 +189,7 @@ class ControlSettings(Frozen):
     refit: FiniteFloat = knob(
         0.2,
         "share of the training steps",
-        "Cuts are refitted when no more than this is left of the training; before, training repairs them as well or better.",
+        "Cuts are refitted when no more of the training is left; before, training repairs them as well or better.",
         ge=0,
         le=1,
     )
