@@ -15,8 +15,11 @@ STATES = 256
 
 def sequence_net(width: int = WIDTH, states: int = STATES) -> SequenceClassifier:
     """Return an embedding, a recurrent block, and a linear head on the mean over time."""
-    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10))
-    return SequenceClassifier(nn.Linear(1, width), [SequenceBlock(LRU(width, states))], head)
+    return SequenceClassifier(
+        encoder=nn.Linear(1, width),
+        blocks=[SequenceBlock(LRU(width, states))],
+        head=nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10)),
+    )
 
 
 def load_data() -> Data:
