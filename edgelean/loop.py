@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgelean import control
 from edgelean.bench import Bench, limits_of, refuse_the_unreachable
@@ -32,7 +32,7 @@ from edgelean.shrink.recent import Recent
 from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.stopwatch import Stopwatch
-from edgelean.surgery import Patient, balance, guilty, operate
+from edgelean.surgery import Patient, Repair, balance, guilty, operate
 
 PATIENCE = 3
 """So often a metric that has not come back after a cut is looked at again before the cut is taken back: with a high
@@ -41,6 +41,10 @@ learning rate, or batch statistics that lag behind, the metric of a healthy netw
 OBSERVE_EVERY = 10
 """The scores are collected every so many steps, or twice between two cuts if those are closer: often enough to settle,
 rare enough to cost little."""
+
+
+FEWEST_FOR_MEANS = 32
+"""Samples from which means of what a layer reads are taken."""
 
 
 class Record(Protocol):
@@ -204,7 +208,7 @@ class ClosedLoop:
         turns = {name: each.turns for name, each in turned.items() if name in order}
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            operation = operate(self._patient, plan, self.scores, self._inputs_of_refit(step), turns)
+            operation = operate(self._patient, plan, self.scores, self._repair(step), turns)
         except LawError as refusal:
             self._restore()
             for parameter, gradient in gradients.items():
@@ -250,10 +254,14 @@ class ClosedLoop:
             choices.append(control.Choice(name, axis.size, width, floor, prices))
         return order, choices
 
-    def _inputs_of_refit(self, step: int) -> tuple[Tensor, ...]:
-        """Return samples of the training; none while so much of it is left that it repairs a cut better."""
-        left = 1 - step / self.around.steps
-        return self.recent.inputs() if left <= self.bench.profile.control.refit else ()
+    def _repair(self, step: int) -> Repair:
+        """Return how a cut is refitted; only in its means while more of the training is left than the profile says."""
+        inputs = self.recent.inputs()
+        if 1 - step / self.around.steps <= self.bench.profile.control.refit:
+            return Repair(inputs)
+        # As many as the network was traced with are enough for means, and need no other trace.
+        few = len(self.bench.batch[0])
+        return Repair(tuple(x[-few:] for x in inputs) if few >= FEWEST_FOR_MEANS else inputs, ())
 
     # -- taking a cut back ---------------------------------------------------------------------------------------------
 

@@ -187,9 +187,9 @@ class ControlSettings(Frozen):
     )
     floor: PositiveInt = knob(8, "units", "No axis is cut below this many units (channels, heads, states).")
     refit: FiniteFloat = knob(
-        0.2,
+        1.0,
         "share of the training steps",
-        "Cuts are refitted when no more of the training is left; before, training repairs them as well or better.",
+        "Cuts are refitted when no more of the training is left; before, only means and batch statistics are.",
         ge=0,
         le=1,
     )

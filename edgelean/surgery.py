@@ -15,11 +15,12 @@ from edgelean.shrink import law, refit, rotate
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.followers import Follower, Optimizer, counterpart, restart
 from edgelean.shrink.gramians import Balanced, balanced
+from edgelean.shrink.least_squares import RIDGES
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.reference import double
+from edgelean.shrink.reference import double, traced_with
 from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score
-from edgelean.shrink.trace import Trace, trace
+from edgelean.shrink.trace import trace
 from edgelean.shrink.wrappers import Ranks, synchronise
 
 EXACT_TYPES = (torch.float32, torch.float64)
@@ -49,6 +50,22 @@ class Patient:
 
 
 @dataclass(frozen=True)
+class Repair:
+    """How a cut is refitted.
+
+    Attributes
+    ----------
+    inputs
+        Samples of the training; without any there is no refit.
+    ridges
+        See `refit.amounts`; none where only means and batch statistics are put right, which training does not see.
+    """
+
+    inputs: tuple[Tensor, ...] = ()
+    ridges: tuple[float, ...] = RIDGES
+
+
+@dataclass(frozen=True)
 class Operation:
     """How a cut went: how far the outputs are from the law, and what a person should know."""
 
@@ -75,7 +92,7 @@ def balance(patient: Patient, inputs: tuple[Tensor, ...]) -> dict[str, Balanced]
 
 
 def operate(
-    patient: Patient, plan: Plan, scores: Score, inputs: tuple[Tensor, ...], turns: Mapping[str, Sequence[Turn]]
+    patient: Patient, plan: Plan, scores: Score, repair: Repair, turns: Mapping[str, Sequence[Turn]]
 ) -> Operation:
     """Apply a plan, the first process's in all of them, and check that the cut model obeys the law; then refit it.
 
@@ -83,8 +100,8 @@ def operate(
 
     Parameters
     ----------
-    inputs
-        Samples of the training, for the refit; without any there is none.
+    repair
+        How it is refitted.
     turns
         For axes of free basis into which basis they are turned before they are cut.
 
@@ -97,7 +114,7 @@ def operate(
     channels, states = replace(plan, states={}), replace(plan, removals=(), scales=(), detours=())
     turned = _turn(patient, scores, {cut.axis: turns[cut.axis] for cut in plan.cuts if cut.axis in turns})
     whole, expected = ranks.together(lambda: (_outputs(bench), bench.expected(channels)))
-    repairs = _repairs(patient, channels, inputs)
+    repairs = _repairs(patient, channels, repair)
     seen = {path: last for path in plan.states if (last := scores.flows[path].inputs) is not None}
     read = ranks.same_tensors(seen)
     notes = list(apply(patient.model, channels, *patient.followers).notes)
@@ -164,12 +181,15 @@ def _turn(patient: Patient, scores: Score, turns: Mapping[str, Sequence[Turn]]) 
     return [f"{axis} was turned into its balanced basis before it was cut" for axis in turns]
 
 
-def _repairs(patient: Patient, plan: Plan, inputs: tuple[Tensor, ...]) -> list[tuple[nn.Module, Tensors]]:
+def _repairs(patient: Patient, plan: Plan, repair: Repair) -> list[tuple[nn.Module, Tensors]]:
     """Return what is to be added to the network, first, and to each copy of it; nothing where it cannot be computed."""
     network = patient.bench.model
     copies = [counterpart(each, network) for each in patient.followers if isinstance(each, nn.Module)]
-    found: Trace | None = None
-    if inputs and (plan.removals or plan.detours):
+    found, inputs = patient.bench.anatomy.found, repair.inputs
+    if not (inputs and (plan.removals or plan.detours)):
+        found = None
+    elif found is None or not traced_with(found, inputs):
+        found = None
         with suppress(InputError):
             found = trace(network, inputs)
     trained = frozenset(name for name, parameter in network.named_parameters() if parameter.requires_grad)
@@ -178,7 +198,7 @@ def _repairs(patient: Patient, plan: Plan, inputs: tuple[Tensor, ...]) -> list[t
         amounts: Tensors = {}
         if found is not None:
             with suppress(*law.FAILURES):
-                amounts = refit.amounts(each, found, plan, inputs, trained)
+                amounts = refit.amounts(each, found, plan, inputs, trained, repair.ridges)
         repairs.append((each, patient.ranks.same_tensors(amounts)))
     return repairs
 

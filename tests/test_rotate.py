@@ -202,7 +202,7 @@ def operated(kind):
     order = {name: tuple(reversed(range(anatomy.axes[name].size))) for name in names}
     plan = make_plan(anatomy, keep, order, 0.0)
     turns = {name: found[name].turns for name in names}
-    operation = surgery.operate(patient, plan, scores, recent.inputs(), turns)
+    operation = surgery.operate(patient, plan, scores, surgery.Repair(recent.inputs()), turns)
     return before, (model, average), operation, optimizer, scores
 
 

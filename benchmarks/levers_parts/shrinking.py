@@ -16,11 +16,12 @@ from edgelean import control
 from edgelean.bench import Bench
 from edgelean.loop import OBSERVE_EVERY
 from edgelean.shrink.axes import Axis
+from edgelean.shrink.least_squares import RIDGES
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.recent import Recent
 from edgelean.shrink.scores import Running, Score, open_score
 from edgelean.shrink.wrappers import Ranks
-from edgelean.surgery import Patient, operate
+from edgelean.surgery import Patient, Repair, operate
 
 STEP, FLOOR = 4, 8
 """Channels by which an axis shrinks, and those that it keeps: of a machine that pads nothing."""
@@ -91,8 +92,8 @@ class Shrinking:
             return
         if self.lever.taught:
             self.teacher = copy.deepcopy(self.bench.model).eval().requires_grad_(False)
-        seen = self.recent_inputs.inputs() if self.lever.refit else ()
-        operate(Patient(self.bench, self.bench.model, (self.optimizer,), Ranks(None)), plan, self.scores, seen, {})
+        repair = Repair(self.recent_inputs.inputs(), RIDGES if self.lever.refit else ())
+        operate(Patient(self.bench, self.bench.model, (self.optimizer,), Ranks(None)), plan, self.scores, repair, {})
         self.scores.forget(plan, self.bench.anatomy.axes)
         self.bench.look()
         self.nats, self.last = self.nats + plan.nats, step

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_SAMPLES = 512
+MOST_SAMPLES = 256
 MOST_ELEMENTS = 1 << 22
 """So much is kept of each input; of images of 224 x 224 pixels that is 28."""
 
