@@ -208,5 +208,5 @@ def test_sizes_that_depend_on_the_data_are_refused_in_words():
         def forward(self, x):
             return self.second(self.first(x[x[:, 0] > 0])).sum(0)
 
-    with pytest.raises(InputError, match="depends on the data"):
+    with pytest.raises(InputError, match="whose shape depends on the values"):
         dissect(Chosen(), (torch.randn(3, 4),))

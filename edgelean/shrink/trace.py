@@ -16,7 +16,7 @@ from edgelean.shrink.blocks import Block, find_blocks, idle_sums
 from edgelean.shrink.in_training import enough, read_in_training
 from edgelean.shrink.labels import Labels, Value
 from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
-from edgelean.shrink.untraceable import Mode, UntraceableError, as_it_infers, as_it_trains, exported, shape_reason
+from edgelean.shrink.untraceable import Mode, UntraceableError, as_it_infers, as_it_trains, exported, shape_reason, silence
 
 LINEAR = {
     *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
@@ -273,7 +273,8 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
             target = target.args[0]
         part = isinstance(target, GraphNode) and str(getattr(target.target, "_opname", "")) in VIEWS
         if WRITES.fullmatch(operator) or (part and operator.endswith("_") and not operator.endswith("__")):
-            functional: torch.export.ExportedProgram = program.run_decompositions({})
+            with silence():  # torch's own decompositions use what torch deprecates
+                functional: torch.export.ExportedProgram = program.run_decompositions({})
             return functional
     return program
 
