@@ -16,7 +16,15 @@ from edgelean.shrink.blocks import Block, find_blocks, idle_sums
 from edgelean.shrink.in_training import enough, read_in_training
 from edgelean.shrink.labels import Labels, Value
 from edgelean.shrink.rules import RULES, Call, Flow, summed_dim, unknown
-from edgelean.shrink.untraceable import Mode, UntraceableError, as_it_infers, as_it_trains, exported, shape_reason, silence
+from edgelean.shrink.untraceable import (
+    Mode,
+    UntraceableError,
+    as_it_infers,
+    as_it_trains,
+    exported,
+    shape_reason,
+    silence,
+)
 
 LINEAR = {
     *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
