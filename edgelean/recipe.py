@@ -25,6 +25,9 @@ T = TypeVar("T")
 BUILT_IN = {
     "digits": "edgelean.recipes.digits:recipe",
     "digits-sequence": "edgelean.recipes.digits_sequence:recipe",
+    "spoken-digits": "edgelean.recipes.spoken_digits:recipe",
+    "smnist": "edgelean.recipes.smnist:recipe",
+    "scifar": "edgelean.recipes.scifar:recipe",
 }
 
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from edgelean.errors import MissingError
+from edgelean.recipes._files import Arrays, arrays
+from edgelean.recipes.scifar import DEVIATION, FILE, MEAN, NAMES, decoded
 
-FILE = "cifar10_jpeg.npz"
 IMAGES, TESTED = 16_000, 10_000
 """The first so many images of the training split, and the whole test split."""
 
 BATCH, PADDING = 128, 4
-MEAN, DEVIATION = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
 
 @dataclass(frozen=True)
@@ -66,27 +61,19 @@ def load_images() -> Images:
     Raises
     ------
     MissingError
-        If EDGELEAN_DATA does not point to a folder that holds the file.
+        If EDGELEAN_DATA does not name a folder that holds the file.
     """
     cached = Path(tempfile.gettempdir()) / f"edgelean-cifar10-{os.getuid()}-{IMAGES}-{TESTED}.npz"
     if not cached.exists():
-        source = Path(os.environ.get("EDGELEAN_DATA", "")) / FILE
-        if not source.is_file():
-            raise MissingError(f"{FILE} is not in {source.parent}: set EDGELEAN_DATA to the folder that holds it")
-        with np.load(source) as packed:
-            arrays = {**_split(packed, "train", IMAGES), **_split(packed, "test", TESTED)}
+        packed = arrays(FILE, *NAMES)
+        unpacked = {**_split(packed, "train", IMAGES), **_split(packed, "test", TESTED)}
         part = cached.with_suffix(f".{os.getpid()}.npz")
-        np.savez(part, allow_pickle=False, **arrays)
+        np.savez(part, allow_pickle=False, **unpacked)
         part.replace(cached)
-    with np.load(cached) as arrays:
-        return Images(*(torch.from_numpy(arrays[name]) for name in ("x_train", "y_train", "x_test", "y_test")))
+    with np.load(cached) as found:
+        return Images(*(torch.from_numpy(found[name]) for name in ("x_train", "y_train", "x_test", "y_test")))
 
 
-def _split(packed: np.lib.npyio.NpzFile, split: str, count: int) -> dict[str, NDArray[Any]]:
-    data, offsets = packed[f"jpeg_{split}"], packed[f"offset_{split}"]
-    pixels = [_decoded(data[offsets[i] : offsets[i + 1]]) for i in range(count)]
-    return {f"x_{split}": np.stack(pixels), f"y_{split}": packed[f"y_{split}"][:count].astype(np.int64)}
-
-
-def _decoded(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
+def _split(packed: Arrays, split: str, count: int) -> Arrays:
+    classes = packed[f"y_{split}"][:count].astype(np.int64)
+    return {f"x_{split}": decoded(packed, split, count), f"y_{split}": classes}

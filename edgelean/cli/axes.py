@@ -18,7 +18,11 @@ SHOWN = 3
 
 def axes(
     recipe: Annotated[
-        str, typer.Argument(help="A built-in recipe (digits, digits-sequence), a Python file, or package.module:name.")
+        str,
+        typer.Argument(
+            help="A built-in recipe (digits, digits-sequence, spoken-digits, smnist, scifar), a Python file, or "
+            "package.module:name."
+        ),
     ] = "digits",
     protect: Annotated[
         list[str] | None,

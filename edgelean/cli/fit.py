@@ -21,7 +21,11 @@ INTERRUPTED = 130
 
 def fit(
     recipe: Annotated[
-        str, typer.Argument(help="A built-in recipe (digits, digits-sequence), a Python file, or package.module:name.")
+        str,
+        typer.Argument(
+            help="A built-in recipe (digits, digits-sequence, spoken-digits, smnist, scifar), a Python file, or "
+            "package.module:name."
+        ),
     ] = "digits",
     profile: Annotated[
         str, typer.Option(help="A profile's name (see `edgelean profiles`) or TOML file.")

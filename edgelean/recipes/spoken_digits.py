@@ -1,0 +1,133 @@
+"""Spoken digits: raw audio at 8 kHz to one of ten words, the edge job of spotting keywords.
+
+The Free Spoken Digit Dataset: six speakers, fifty recordings of each digit by each. Recordings 0 to 4 of each are its
+standard test split; 5 to 9 are the validation split here, the others are trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset, TensorDataset
+
+from edgelean.nn import LRU, SequenceBlock, SequenceClassifier
+from edgelean.recipe import Data, Recipe
+from edgelean.recipes._files import arrays
+
+FILE = "fsdd.npz"
+SAMPLES = 8000
+"""One second. 99 of 100 recordings are shorter."""
+
+TEST, VALIDATION = range(0, 5), range(5, 10)
+"""Which recordings of each speaker and digit."""
+
+FASTER, NOISE = 0.1, 0.02
+"""A recording that is trained on is up to this share faster or slower, and gets noise of up to this amplitude."""
+
+WIDTH, STATES, BLOCKS = 96, 128, 2
+
+
+class Frames(nn.Module):
+    """Two strided convolutions: 8000 samples ``[batch, time, 1]`` to features 16 ms apart, ``[batch, 61, width]``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = width // 2
+        self.filters = nn.Conv1d(1, inner, 64, 16, bias=False)
+        self.norm1 = nn.BatchNorm1d(inner)
+        self.join = nn.Conv1d(inner, width, 16, 8, bias=False)
+        self.norm2 = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of each frame."""
+        x = torch.relu(self.norm1(self.filters(x.transpose(1, 2))))
+        return torch.relu(self.norm2(self.join(x))).transpose(1, 2)
+
+
+def speech_net(width: int = WIDTH, states: int = STATES, blocks: int = BLOCKS) -> SequenceClassifier:
+    """Return frames, recurrent blocks, and a linear head on the mean over time."""
+    return SequenceClassifier(
+        encoder=Frames(width),
+        blocks=[SequenceBlock(LRU(width, states), dropout=0.1) for _ in range(blocks)],
+        head=nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10)),
+    )
+
+
+@dataclass(frozen=True)
+class Spoken(Dataset[tuple[Tensor, Tensor]]):
+    """Recordings that are a little different each time: at another place, faster or slower, with noise.
+
+    The random numbers are those of torch, so that a resumed training sees the same.
+    """
+
+    recordings: tuple[Tensor, ...]
+    digits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        place, pace, loud = torch.rand(3).tolist()
+        sound = self.recordings[index]
+        length = round(len(sound) * (1 + FASTER * (2 * pace - 1)))
+        sound = functional.interpolate(sound[None, None], length, mode="linear")[0, 0]
+        return placed(sound, place) + NOISE * loud * torch.randn(SAMPLES, 1), self.digits[index]
+
+
+def placed(sound: Tensor, place: float) -> Tensor:
+    """Return one second ``[8000, 1]`` with a recording in it.
+
+    Parameters
+    ----------
+    sound
+        Samples ``[n]``. Of more than one second the first is kept.
+    place
+        Share of the silence that comes before a shorter one: 0.5 puts it in the middle.
+    """
+    sound = sound[:SAMPLES]
+    silence = SAMPLES - len(sound)
+    before = math.floor(place * (silence + 1)) if place < 1 else silence
+    return functional.pad(sound, (before, silence - before))[:, None]
+
+
+def load_data() -> Data:
+    """Return recordings of one second, ``[8000, 1]``, each with a root mean square of 1 before silence is added.
+
+    The training split varies them; the others have them in the middle.
+    """
+    packed = arrays(FILE, "audio", "offset", "y", "index")
+    sounds = [_even(packed["audio"][start:end]) for start, end in pairwise(packed["offset"])]
+    digits, which = torch.from_numpy(packed["y"].astype(np.int64)), packed["index"]
+    test, validation = (np.flatnonzero(np.isin(which, split)) for split in (TEST, VALIDATION))
+    train = np.flatnonzero(which >= VALIDATION.stop)
+
+    def still(chosen: np.ndarray[tuple[int], np.dtype[np.intp]]) -> TensorDataset:
+        return TensorDataset(torch.stack([placed(sounds[i], 0.5) for i in chosen]), digits[chosen])
+
+    return Data(Spoken(tuple(sounds[i] for i in train), digits[train]), still(validation), still(test))
+
+
+def _even(samples: np.ndarray[tuple[int], np.dtype[np.int16]]) -> Tensor:
+    sound = torch.from_numpy(samples.astype(np.float32))
+    return sound / sound.square().mean().sqrt().clamp(min=1.0)
+
+
+recipe = Recipe(
+    name="spoken-digits",
+    model=speech_net,
+    data=load_data,
+    loss=nn.functional.cross_entropy,
+    metric="accuracy",
+    epochs=20,
+    batch_size=32,
+    learning_rate=3e-3,
+    weight_decay=1e-2,
+    compare=True,
+    labels=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+)
