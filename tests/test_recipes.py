@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import re
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from edgelean.errors import InputError, MissingError
 from edgelean.recipe import BUILT_IN, load_recipe
 from edgelean.recipes import scifar, smnist, spoken_digits
 from edgelean.recipes._files import arrays
-from edgelean.recipes.spoken_digits import SAMPLES, placed
+from edgelean.recipes.spoken_digits import FRAME, HOP, SAMPLES, framed, placed
 
 FILES = {"spoken-digits": "fsdd.npz", "smnist": "mnist.npz", "scifar": "cifar10_jpeg.npz"}
 
@@ -91,9 +93,14 @@ def speech(folder):
     return load_recipe("spoken-digits").data(), index, y
 
 
-def which(sound):
+def heard(frames):
+    """Return the samples that frames were made of."""
+    return torch.cat([frames[:, :HOP].flatten(), frames[-1, HOP:]])
+
+
+def which(frames):
     """Return which recording one second holds."""
-    return int((sound != 0).sum()) - FIRST
+    return int((heard(frames) != 0).sum()) - FIRST
 
 
 def test_recordings_0_to_4_are_the_test_split_and_the_validation_split_is_none_of_them(speech):
@@ -108,45 +115,71 @@ def test_recordings_0_to_4_are_the_test_split_and_the_validation_split_is_none_o
     assert [int(digit) for _, digit in data.train] == list(y[trained])
 
 
-def test_every_recording_is_one_second_and_equally_loud(speech):
+def test_every_recording_is_one_second_in_frames_and_equally_loud(speech):
     data, _, _ = speech
-    for x, _ in data.test:
-        assert x.shape == (SAMPLES, 1)
-        assert x[x != 0].square().mean() == pytest.approx(1.0, rel=1e-4)
+    for frames, _ in data.test:
+        assert frames.shape == (61, FRAME)
+        sound = heard(frames)
+        assert sound[sound != 0].square().mean() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_frames_overlap_and_come_one_hop_after_the_other():
+    frames = framed(torch.arange(float(SAMPLES)))
+    assert frames.shape == (61, FRAME)
+    assert torch.equal(frames[:, 0], HOP * torch.arange(61.0))
+    assert torch.equal(frames[7], frames[7, 0] + torch.arange(float(FRAME)))
 
 
 def test_a_short_recording_stands_where_it_is_put_and_of_a_long_one_the_first_second_is_kept():
     sound = torch.arange(1.0, 101.0)
-    starts = [int(placed(sound, place).flatten().nonzero()[0]) for place in (0.0, 0.5, 1.0)]
+    starts = [int(placed(sound, place).nonzero()[0]) for place in (0.0, 0.5, 1.0)]
     assert starts == [0, (SAMPLES - 100 + 1) // 2, SAMPLES - 100]
-    assert torch.equal(placed(sound, 1.0)[-100:, 0], sound)
+    assert torch.equal(placed(sound, 1.0)[-100:], sound)
     long = torch.arange(float(SAMPLES + 5))
-    assert torch.equal(placed(long, 0.7)[:, 0], long[:SAMPLES])
+    assert torch.equal(placed(long, 0.7), long[:SAMPLES])
 
 
 def test_training_hears_a_recording_differently_each_time_and_repeats_itself_from_a_seed(speech):
     train = speech[0].train
 
-    def heard(seed):
+    def three_times(seed):
         torch.manual_seed(seed)
         return [train[5][0] for _ in range(3)]
 
-    first, again = heard(1), heard(1)
+    first, again = three_times(1), three_times(1)
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])
-    assert all(x.shape == (SAMPLES, 1) for x in first)
 
 
 def test_a_recording_that_is_slower_and_longer_than_a_second_still_fits():
     torch.manual_seed(0)
     train = spoken_digits.Spoken((torch.randn(SAMPLES - 10),), torch.tensor([4]))
-    assert {tuple(train[0][0].shape) for _ in range(8)} == {(SAMPLES, 1)}
+    assert {tuple(train[0][0].shape) for _ in range(8)} == {(61, FRAME)}
 
 
-def test_a_second_becomes_61_frames():
-    net = spoken_digits.speech_net(width=8, states=4)
-    assert net.encoder(torch.randn(2, SAMPLES, 1)).shape == (2, 61, 8)
-    assert net(torch.randn(2, SAMPLES, 1)).shape == (2, 10)
+@pytest.fixture(scope="module")
+def speech_net():
+    torch.manual_seed(0)
+    net = spoken_digits.speech_net(width=8, states=6)
+    for _ in range(3):
+        net(torch.randn(4, 61, FRAME))  # batch statistics
+    return net.eval()
+
+
+def test_a_stream_of_frames_gives_what_the_whole_second_gives(speech_net):
+    frames, state = torch.randn(2, 61, FRAME), None
+    with torch.no_grad():
+        for frame in frames.unbind(1):
+            answer, state = speech_net.step(frame, state)
+        assert torch.allclose(answer, speech_net(frames), atol=1e-5)
+
+
+def test_the_layer_that_hears_the_order_of_sounds_has_no_way_around_it(speech_net):
+    silent = copy.deepcopy(speech_net.blocks[1])
+    nn.init.zeros_(silent.value.weight)
+    nn.init.zeros_(silent.value.bias)
+    assert not silent(torch.randn(2, 5, 8)).any()
+    assert not silent.step(torch.randn(2, 8))[0].any()
 
 
 # -- images read pixel by pixel ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,37 +25,59 @@ FILE = "fsdd.npz"
 SAMPLES = 8000
 """One second. 99 of 100 recordings are shorter."""
 
+HOP, FRAME = 128, 304
+"""Samples from one frame to the next, 16 ms, and in a frame."""
+
 TEST, VALIDATION = range(0, 5), range(5, 10)
 """Which recordings of each speaker and digit."""
 
 FASTER, NOISE = 0.1, 0.02
 """A recording that is trained on is up to this share faster or slower, and gets noise of up to this amplitude."""
 
-WIDTH, STATES, BLOCKS = 96, 128, 2
+WIDTH, STATES = 128, 128
 
 
-class Frames(nn.Module):
-    """Two strided convolutions: 8000 samples ``[batch, time, 1]`` to features 16 ms apart, ``[batch, 61, width]``."""
+class Ear(nn.Module):
+    """Turns each frame ``[..., 304]`` into features ``[..., width]``: filters that move over it, and a linear map."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        inner = width // 2
-        self.filters = nn.Conv1d(1, inner, 64, 16, bias=False)
-        self.norm1 = nn.BatchNorm1d(inner)
-        self.join = nn.Conv1d(inner, width, 16, 8, bias=False)
+        filters = width // 2
+        self.filters = nn.Conv1d(1, filters, 64, 16, bias=False)
+        self.norm1 = nn.BatchNorm1d(filters)
+        self.join = nn.Linear(16 * filters, width, bias=False)
         self.norm2 = nn.BatchNorm1d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of each frame."""
-        x = torch.relu(self.norm1(self.filters(x.transpose(1, 2))))
-        return torch.relu(self.norm2(self.join(x))).transpose(1, 2)
+        inner = torch.relu(self.norm1(self.filters(x.reshape(-1, 1, FRAME))))
+        features = torch.relu(self.norm2(self.join(inner.flatten(1))))
+        return features.reshape(*x.shape[:-1], -1)
 
 
-def speech_net(width: int = WIDTH, states: int = STATES, blocks: int = BLOCKS) -> SequenceClassifier:
-    """Return frames, recurrent blocks, and a linear head on the mean over time."""
+class Listening(SequenceBlock):
+    """A recurrent block without a shortcut: what hears the order of sounds has to stay, however small it becomes."""
+
+    layer: LRU
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map a sequence ``[batch, time, width]`` to one of the same shape."""
+        return self._mix(self.layer(self.norm(inputs)))
+
+    def step(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Advance by one time step ``[batch, width]``."""
+        outputs, state = self.layer.step(self.norm(inputs), state)
+        return self._mix(outputs), state
+
+
+def speech_net(width: int = WIDTH, states: int = STATES) -> SequenceClassifier:
+    """Return an ear, two recurrent layers, and a linear head on the mean over time.
+
+    With its ``step`` the network hears a stream, frame by frame.
+    """
     return SequenceClassifier(
-        encoder=Frames(width),
-        blocks=[SequenceBlock(LRU(width, states), dropout=0.1) for _ in range(blocks)],
+        encoder=Ear(width),
+        blocks=[SequenceBlock(LRU(width, states), dropout=0.1), Listening(LRU(width, states), dropout=0.1)],
         head=nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10)),
     )
 
@@ -77,11 +100,16 @@ class Spoken(Dataset[tuple[Tensor, Tensor]]):
         sound = self.recordings[index]
         length = round(len(sound) * (1 + FASTER * (2 * pace - 1)))
         sound = functional.interpolate(sound[None, None], length, mode="linear")[0, 0]
-        return placed(sound, place) + NOISE * loud * torch.randn(SAMPLES, 1), self.digits[index]
+        return framed(placed(sound, place) + NOISE * loud * torch.randn(SAMPLES)), self.digits[index]
+
+
+def framed(sound: Tensor) -> Tensor:
+    """Return the frames ``[61, 304]`` of one second; its last 2 ms fill no frame."""
+    return sound.unfold(0, FRAME, HOP).clone()
 
 
 def placed(sound: Tensor, place: float) -> Tensor:
-    """Return one second ``[8000, 1]`` with a recording in it.
+    """Return one second ``[8000]`` with a recording in it.
 
     Parameters
     ----------
@@ -93,11 +121,11 @@ def placed(sound: Tensor, place: float) -> Tensor:
     sound = sound[:SAMPLES]
     silence = SAMPLES - len(sound)
     before = math.floor(place * (silence + 1)) if place < 1 else silence
-    return functional.pad(sound, (before, silence - before))[:, None]
+    return functional.pad(sound, (before, silence - before))
 
 
 def load_data() -> Data:
-    """Return recordings of one second, ``[8000, 1]``, each with a root mean square of 1 before silence is added.
+    """Return recordings of one second as frames ``[61, 304]``; their root mean square is 1 before silence is added.
 
     The training split varies them; the others have them in the middle.
     """
@@ -108,7 +136,7 @@ def load_data() -> Data:
     train = np.flatnonzero(which >= VALIDATION.stop)
 
     def still(chosen: np.ndarray[tuple[int], np.dtype[np.intp]]) -> TensorDataset:
-        return TensorDataset(torch.stack([placed(sounds[i], 0.5) for i in chosen]), digits[chosen])
+        return TensorDataset(torch.stack([framed(placed(sounds[i], 0.5)) for i in chosen]), digits[chosen])
 
     return Data(Spoken(tuple(sounds[i] for i in train), digits[train]), still(validation), still(test))
 
