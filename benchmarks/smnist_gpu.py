@@ -213,7 +213,7 @@ def asked(arguments: Sequence[str] | None = None) -> tuple[Settings, argparse.Na
     """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, required=True, metavar="FILE", help="where the trainings are kept")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after these no new turn begins")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after these no further turn begins")
     parser.add_argument("--device", default="cuda", help="where to train; cpu for a trial")
     parser.add_argument("--steps", type=int, default=60_000, help="of each training; the paper's are 200,000")
     parser.add_argument("--turn", type=int, default=500, help="steps of one turn")
@@ -229,7 +229,7 @@ def asked(arguments: Sequence[str] | None = None) -> tuple[Settings, argparse.Na
 def main() -> int:
     """Go on with the trainings for a while; returns the exit code."""
     settings, arguments = asked()
-    ends_s, device = time.perf_counter() + 60 * arguments.minutes, torch.device(arguments.device)
+    device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA GPU on this machine; --device cpu is for a trial")
         return 1
@@ -238,10 +238,13 @@ def main() -> int:
     except EdgeleanError as error:
         print(f"smnist_gpu: {error}", file=sys.stderr)
         return error.exit_code
-    while time.perf_counter() < ends_s and lanes[0].step < settings.steps:
+    ends_s = time.perf_counter() + 60 * arguments.minutes
+    while lanes[0].step < settings.steps:
         for lane in lanes:
             take_turn(lane, images, settings)
         save(settings, lanes, arguments.state)
+        if time.perf_counter() > ends_s:
+            break
     print(*lines(lanes, settings), sep="\n")
     if lanes[0].step < settings.steps:
         print(f"{lanes[0].step} of {settings.steps} steps are done: the same command goes on")

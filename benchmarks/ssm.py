@@ -37,9 +37,9 @@ SEEDS, QUICK_IMAGE_SEEDS = 3, 1
 
 
 def work(seeds: Sequence[int], quick: bool, window: float) -> list[Work]:
-    """Return all pieces of work, the longest first; a truncated network and the one from scratch are one piece."""
+    """Return all pieces of work; a truncated network and the one from scratch with as many states are one piece."""
     found: list[Work] = []
-    for which in (1, 0):
+    for which in (0, 1):
         for seed in seeds[: QUICK_IMAGE_SEEDS if quick and which == 1 else None]:
             found += [(which, tolerance, seed, quick, window) for tolerance in (None, *tasks(quick)[which].tolerances)]
     return found
