@@ -93,8 +93,11 @@ def save(file: Path | None, window: float, done: Sequence[Outcome]) -> None:
 def run(todo: Sequence[Work], done: Sequence[Outcome], jobs: int) -> Iterator[Outcome]:
     """Do what is not done yet, one thread each; yield the outcomes."""
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(do, piece) for piece in todo if not done_before(piece, done)]):
-            yield from future.result()
+        try:
+            for future in as_completed([pool.submit(do, piece) for piece in todo if not done_before(piece, done)]):
+                yield from future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _line(each: Outcome) -> str:

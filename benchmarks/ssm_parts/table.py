@@ -68,7 +68,9 @@ def goals(outcomes: Sequence[Outcome]) -> list[Goal]:
     found: list[Goal] = []
     for task in dict.fromkeys(each.task for each in outcomes):
         mine = [each for each in outcomes if each.task == task]
-        tolerances = sorted({each.tolerance for each in mine if each.row == TRUNCATED})
+        tolerances = sorted({each.tolerance for each in mine if each.row == SCRATCH})
+        if not tolerances:
+            continue
         above = [statistics.fmean(gains(mine, TRUNCATED, tolerance, SCRATCH)) > 0 for tolerance in tolerances]
         least = round(ENOUGH * len(above))
         what = f"{task}: truncated above from scratch, by the mean"
