@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from edgelean.errors import InputError, MissingError
+from edgelean.profile import load_profile
 from edgelean.recipe import BUILT_IN, load_recipe
 from edgelean.recipes import scifar, smnist, spoken_digits
 from edgelean.recipes._files import arrays
@@ -180,6 +181,12 @@ def test_the_layer_that_hears_the_order_of_sounds_has_no_way_around_it(speech_ne
     nn.init.zeros_(silent.value.bias)
     assert not silent(torch.randn(2, 5, 8)).any()
     assert not silent.step(torch.randn(2, 8))[0].any()
+
+
+def test_the_profile_for_speech_asks_for_a_quarter_of_the_full_size_on_the_board_of_the_digits():
+    digits, speech = load_profile("raspberry-pi-5"), load_profile("raspberry-pi-5-speech")
+    assert (speech.board, speech.precision, speech.batch) == (digits.board, digits.precision, digits.batch)
+    assert (speech.budgets.latency.share, speech.budgets.energy.share) == (0.25, 0.25)
 
 
 # -- images read pixel by pixel ----------------------------------------------------------------------------------------
