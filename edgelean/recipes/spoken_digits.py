@@ -34,7 +34,7 @@ PIECE, STRIDE, PIECES = 64, 16, 16
 TEST, VALIDATION = range(0, 5), range(5, 10)
 """Which recordings of each speaker and digit."""
 
-FASTER, NOISE = 0.15, 0.05
+FASTER, NOISE = 0.1, 0.02
 """A recording that is trained on is up to this share faster or slower, and gets noise of up to this amplitude."""
 
 WIDTH, STATES = 128, 192
