@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from edgelean.bench import Bench
 from edgelean.errors import InputError, LawError
 from edgelean.shrink import law, refit, rotate
+from edgelean.shrink.balance import Reduction
+from edgelean.shrink.certificates import Truncation, certified, systems_at
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.followers import Follower, Optimizer, counterpart, restart
 from edgelean.shrink.gramians import Balanced, balanced
@@ -67,10 +69,22 @@ class Repair:
 
 @dataclass(frozen=True)
 class Operation:
-    """How a cut went: how far the outputs are from the law, and what a person should know."""
+    """How a cut went.
+
+    Attributes
+    ----------
+    error
+        How far the outputs are from the law.
+    notes
+        What a person should know.
+    reductions, truncations
+        Of each truncated state space layer what was reduced, and what that is known to cost.
+    """
 
     error: float
     notes: tuple[str, ...]
+    reductions: Mapping[str, Reduction]
+    truncations: tuple[Truncation, ...]
 
 
 def balance(patient: Patient, inputs: tuple[Tensor, ...]) -> dict[str, Balanced]:
@@ -121,12 +135,14 @@ def operate(
     found = ranks.together(lambda: _outputs(bench))
     error = ranks.together(lambda: law.check(expected, found))
     _refit(patient, repairs, channels, whole, law.distance(whole, found))
+    full = systems_at(network, plan.states)
     truncated = apply(patient.model, states, *patient.followers, read=read)
     for path, reduction in truncated.reductions.items():
         layer = state_layer(network, path)
         error = max(error, ranks.together(lambda: law.check_states(layer, reduction, read[path])))  # noqa: B023  at once
     synchronise(patient.model)
-    return Operation(error, tuple(dict.fromkeys((*turned, *notes, *truncated.notes))))
+    words = tuple(dict.fromkeys((*turned, *notes, *truncated.notes)))
+    return Operation(error, words, truncated.reductions, certified(full, truncated.reductions, read))
 
 
 def guilty(bench: Bench, plan: Plan) -> list[str]:
