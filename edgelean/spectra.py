@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from edgelean.errors import InputError
 from edgelean.nn.system import StateSpace
 from edgelean.shrink.axes import Axis
-from edgelean.shrink.balance import Reduction, hankel_singular_values, measured_gramians
-from edgelean.shrink.modes import mode_prices, some
+from edgelean.shrink.balance import Reduction
+from edgelean.shrink.modes import mode_prices, pooled, some, spectra_of
 from edgelean.shrink.ranks import states_for
 from edgelean.shrink.scores import Score
 from edgelean.shrink.scores.flow import Flow
@@ -69,9 +69,7 @@ class Looks:
             # A picture must not end a training: what cannot be computed is not there.
             with suppress(InputError, RuntimeError):
                 if inputs is not None:
-                    system = _layer(model, path).system()
-                    given = measured_gramians(system, some(inputs))
-                    found[path] = pooled(hankel_singular_values(system, given))
+                    found[path] = pooled(spectra_of(_layer(model, path).system(), some(inputs)))
         return self.told(found)
 
     def told(self, sigma: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -92,14 +90,6 @@ def rows(order: int) -> tuple[int, ...]:
     """Return the ranks, from 1 to the order of a real system, whose Hankel singular values are kept: few, in ratios."""
     spaced = np.geomspace(1, order, min(ROWS, order)).round().astype(int)
     return tuple(int(row) for row in np.unique(spaced))
-
-
-def pooled(sigma: Tensor) -> Tensor:
-    """Return one spectrum ``[2 N]`` of a bank ``[systems, 2 N]``: the sum of the largest, of the second, and so on.
-
-    All systems of a bank keep equally many states, so what a rank keeps of the bank is what it keeps of this.
-    """
-    return sigma.reshape(-1, sigma.shape[-1]).sum(0)
 
 
 def state_space_axes(model: nn.Module, axes: Iterable[Axis]) -> list[Axis]:
@@ -168,7 +158,7 @@ def allowed(model: nn.Module, axes: Iterable[Axis], scores: Score, rule: Rule) -
         known = scores.removal_prices(axis, model)
         if known is None:
             continue
-        sigma = pooled(hankel_singular_values(_layer(model, axis.module()).system()))
+        sigma = pooled(spectra_of(_layer(model, axis.module()).system()))
         states = max(axis.least(rule.floor), states_for(sigma, rule.tolerance))
         if states < axis.size:
             keep[axis.name] = states

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from edgelean.nn.system import DiagonalSystem, StateSpace
-from edgelean.shrink.balance import Reduction, hankel_singular_values
-from edgelean.shrink.modes import drive, some
+from edgelean.shrink.balance import Reduction
+from edgelean.shrink.modes import drive, some, spectra_of
 
 FREQUENCIES = 64
 """Frequencies between 0 and pi at which gains are looked for, and so many at the resonances of a system."""
@@ -94,7 +94,7 @@ def certified(
 def _certified(path: str, full: DiagonalSystem, reduction: Reduction, inputs: Tensor) -> Truncation:
     difference = _joined(full, reduction.system)
     order = int(torch.as_tensor(reduction.order).min())
-    tails = hankel_singular_values(full)[..., order:].sum(-1)
+    tails = spectra_of(full)[:, order:].sum(-1)
     return Truncation(
         layer=path,
         before=full.states,

@@ -1,22 +1,50 @@
-"""What single modes of a state space layer are worth: enough to see whether their order has settled.
+"""What is looked at in a state space layer while it learns: its spectrum, and what its single modes are worth.
 
-A truncation keeps balanced coordinates, whose values have no name that lasts from one step of the training to the next:
-the largest is always the first. The modes of a layer are parameters of it and do last. When their order stands, so does
-the space that balancing keeps, at a hundredth of what balancing costs.
+Modes tell whether the order has settled. A truncation keeps balanced coordinates, whose values have no name that lasts
+from one step of the training to the next: the largest is always the first. The modes of a layer are parameters of it
+and do last. When their order stands, so does the space that balancing keeps, at a hundredth of what balancing costs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from edgelean.nn.system import DiagonalSystem
+from edgelean.shrink.balance import hankel_singular_values, measured_gramians
 
 MOST_STEPS = 1024
 """Recorded sequences are followed for so many steps."""
 
 MOST_SAMPLES = 4096
 """So many steps, of all sequences together, tell what arrives at a layer, if no plan rests on it."""
+
+
+def spectra_of(system: DiagonalSystem, inputs: Tensor | None = None) -> Tensor:
+    """Return the Hankel singular values of a system, or of each of a bank, ``[systems, 2 N]``, largest first.
+
+    Parameters
+    ----------
+    inputs
+        What the layer reads, ``[batch, time, width]``; feature i goes to system i of a bank. Without it for white
+        noise.
+    """
+    if system.lam.ndim == 1:
+        given = None if inputs is None else measured_gramians(system, inputs)
+        return hankel_singular_values(system, given)[None]
+    each = map(DiagonalSystem, system.lam, system.B, system.C)
+    read: Sequence[Tensor | None] = [None] * len(system.lam) if inputs is None else torch.split(inputs, 1, -1)
+    return torch.cat([spectra_of(one, its) for one, its in zip(each, read, strict=True)])
+
+
+def pooled(sigma: Tensor) -> Tensor:
+    """Return one spectrum ``[2 N]`` of all systems ``[systems, 2 N]``: the sum of their largest, and so on.
+
+    All systems of a bank keep equally many states, so what a rank keeps of the bank is what it keeps of this.
+    """
+    return sigma.reshape(-1, sigma.shape[-1]).sum(0)
 
 
 def mode_prices(system: DiagonalSystem, weight: Tensor, inputs: Tensor) -> Tensor:
