@@ -68,26 +68,23 @@ def mode_prices(system: DiagonalSystem, weight: Tensor, inputs: Tensor) -> Tenso
         ``[N]``, of a bank ``[systems, N]``, in double precision.
     """
     weights = weight.to(system.lam.device, torch.float64)
-    outputs = weights.unsqueeze(-1) if system.lam.ndim > 1 else weights
-    # A mode swings: its real part carries half of the energy.
-    seen = 0.5 * (outputs.unsqueeze(-1) * system.C.abs().square()).sum(-2)
-    return 0.5 * _energy(system, inputs) * seen
+    weights = weights[:, None, None] if system.lam.ndim > 1 else weights[:, None]
+    driven = drive(system, some(inputs))
+    state = torch.zeros_like(driven[0])
+    power, square = torch.zeros_like(system.lam.real), torch.zeros_like(system.lam)
+    for step in driven:
+        state = system.lam * state + step
+        power += state.abs().square().sum(0)
+        square += state.square().sum(0)
+    # The square of Re(c x) is half of |c x|^2 + Re(c^2 x^2).
+    seen = system.C.abs().square() * power.unsqueeze(-2) + (system.C.square() * square.unsqueeze(-2)).real
+    return 0.25 * (weights * seen).sum(-2) / (driven.shape[0] * driven.shape[1])
 
 
 def some(inputs: Tensor) -> Tensor:
     """Return as many of the recorded sequences ``[batch, time, width]``, and as much of each, as a look takes."""
     steps = min(inputs.shape[1], MOST_STEPS)
     return inputs[: max(1, MOST_SAMPLES // steps), :steps]
-
-
-def _energy(system: DiagonalSystem, inputs: Tensor) -> Tensor:
-    """Return the mean square of each state under recorded inputs, ``[..., N]``."""
-    driven = drive(system, some(inputs))
-    state, total = torch.zeros_like(driven[0]), torch.zeros_like(system.lam.real)
-    for step in driven:
-        state = system.lam * state + step
-        total += state.abs().square().sum(0)
-    return total / (driven.shape[0] * driven.shape[1])
 
 
 def drive(system: DiagonalSystem, inputs: Tensor) -> Tensor:
