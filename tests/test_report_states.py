@@ -31,14 +31,11 @@ def plain_report(**changes) -> Report:
 
 
 def areas(svg):
-    """The shaded areas of the plot without its key: opacity to corners, one path a shade."""
+    """The shaded areas of the plot, without its key, which nothing clips: opacity to corners, one path a shade."""
     found = {}
-    for corners, style in re.findall(r'<path d="([^"]*)"[^>]*style="([^"]*var\(--accent\)[^"]*)"', svg):
-        if corners.count("M") > 1 or "clip-path" in svg.split(corners)[1][:80]:
-            opacity = float((re.search(r"opacity: ([\d.]+)", style) or [0, 1.0])[1])
-            found.setdefault(opacity, []).extend(
-                tuple(map(float, pair)) for pair in re.findall(r"[ML] ([\d.]+) ([\d.]+)", corners)
-            )
+    for corners, style in re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: var\(--accent\)([^"]*)"', svg):
+        opacity = float(style.removeprefix("; opacity: ") or 1)
+        found[opacity] = [tuple(map(float, pair)) for pair in re.findall(r"[ML] ([\d.]+) ([\d.]+)", corners)]
     return found
 
 
