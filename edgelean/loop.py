@@ -195,8 +195,8 @@ class ClosedLoop:
         self.record_reading(step)
 
     def _record_cut(self, step: int, plan: Plan, operation: Operation, metric: float | None, **why: Any) -> None:
-        if operation.reductions:
-            self.record("spectrum", step, layers=self._looks.before_a_cut(operation.reductions))
+        if operation.hankel:
+            self.record("spectrum", step, layers=self._looks.told(operation.hankel))
         # The last lap stays: another cut of the same step has a pace, too.
         step_s, self._laps_s = statistics.median(self._laps_s), self._laps_s[-1:]
         cost = self.bench.cost({})

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from edgelean.errors import InputError
 from edgelean.nn.system import StateSpace
 from edgelean.shrink.axes import Axis
-from edgelean.shrink.balance import Reduction
 from edgelean.shrink.modes import mode_prices, pooled, some, spectra_of
 from edgelean.shrink.ranks import states_for
 from edgelean.shrink.scores import Score
@@ -69,21 +68,23 @@ class Looks:
             # A picture must not end a training: what cannot be computed is not there.
             with suppress(InputError, RuntimeError):
                 if inputs is not None:
-                    found[path] = pooled(spectra_of(_layer(model, path).system(), some(inputs)))
+                    found[path] = spectra_of(_layer(model, path).system(), some(inputs))
         return self.told(found)
 
     def told(self, sigma: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return spectra in plain JSON types: of each layer its states, and its values at `rows`."""
+        """Return spectra in plain JSON types: of each layer its states, and its values at `rows`.
+
+        Parameters
+        ----------
+        sigma
+            By the path of the layer, ``[2 N]``, or of a bank ``[systems, 2 N]``.
+        """
         layers = {}
-        for path, values in sigma.items():
+        for path, values in ((path, pooled(each)) for path, each in sigma.items() if path in self.full):
             kept = [row for row in rows(2 * self.full[path]) if row <= len(values)]
             told = [float(f"{float(values[row - 1]):.{DIGITS}g}") for row in kept]
             layers[path] = {"full": self.full[path], "states": len(values) // 2, "sigma": told}
         return layers
-
-    def before_a_cut(self, reductions: Mapping[str, Reduction]) -> dict[str, Any]:
-        """Return the spectra that a cut has found, in plain JSON types."""
-        return self.told({path: pooled(each.hankel) for path, each in reductions.items() if path in self.full})
 
 
 def rows(order: int) -> tuple[int, ...]:

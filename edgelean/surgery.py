@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from edgelean.bench import Bench
 from edgelean.errors import InputError, LawError
 from edgelean.shrink import law, refit, rotate
-from edgelean.shrink.balance import Reduction
-from edgelean.shrink.certificates import Truncation, certified, systems_at
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
 from edgelean.shrink.followers import Follower, Optimizer, counterpart, restart
 from edgelean.shrink.gramians import Balanced, balanced
@@ -23,6 +21,7 @@ from edgelean.shrink.reference import double, traced_with
 from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score
 from edgelean.shrink.trace import trace
+from edgelean.shrink.truncations import Truncation, certified, systems_at
 from edgelean.shrink.wrappers import Ranks, synchronise
 
 EXACT_TYPES = (torch.float32, torch.float64)
@@ -77,13 +76,13 @@ class Operation:
         How far the outputs are from the law.
     notes
         What a person should know.
-    reductions, truncations
-        Of each truncated state space layer what was reduced, and what that is known to cost.
+    hankel, truncations
+        Of each truncated state space layer the Hankel singular values that it had, and what the truncation cost.
     """
 
     error: float
     notes: tuple[str, ...]
-    reductions: Mapping[str, Reduction]
+    hankel: Mapping[str, Tensor]
     truncations: tuple[Truncation, ...]
 
 
@@ -142,7 +141,8 @@ def operate(
         error = max(error, ranks.together(lambda: law.check_states(layer, reduction, read[path])))  # noqa: B023  at once
     synchronise(patient.model)
     words = tuple(dict.fromkeys((*turned, *notes, *truncated.notes)))
-    return Operation(error, words, truncated.reductions, certified(full, truncated.reductions, read))
+    hankel = {path: reduction.hankel for path, reduction in truncated.reductions.items()}
+    return Operation(error, words, hankel, certified(full, truncated.reductions, read))
 
 
 def guilty(bench: Bench, plan: Plan) -> list[str]:

@@ -10,7 +10,7 @@ from systems import largest_gain, random_system, response, simulated
 
 from edgelean.nn import LRU, S4D, DiagonalSystem, Mamba
 from edgelean.shrink.balance import measured_gramians, truncate
-from edgelean.shrink.certificates import certified, gain, systems_at
+from edgelean.shrink.truncations import certified, gain, systems_at
 
 
 def reading(width, seed=0):
