@@ -358,7 +358,7 @@ class ClosedLoop:
         Cuts before this one can no longer be taken back either.
         """
         axes = [axis for name, axis in self.bench.anatomy.axes.items() if name not in self.progress.banned]
-        keep, nats = allowed(self.bench.model, axes, self.scores, Rule(tolerance, self._floor))
+        keep, nats = allowed(self.bench.model, axes, self.scores, Rule(tolerance, self.bench.profile.control.floor))
         plan = Plan.from_json(self.ranks.same(make_plan(self.bench.anatomy, keep, {}, nats).to_json()))
         if not plan.cuts:
             self.record("wait", step, reason=f"no layer has states to lose at a Hankel tolerance of {tolerance:g}")

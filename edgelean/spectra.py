@@ -16,12 +16,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from edgelean.errors import InputError
-from edgelean.nn.system import StateSpace
+from edgelean.nn.system import DiagonalSystem, StateSpace
 from edgelean.shrink.axes import Axis
 from edgelean.shrink.modes import mode_prices, pooled, some, spectra_of
 from edgelean.shrink.ranks import states_for
 from edgelean.shrink.scores import Score
 from edgelean.shrink.scores.flow import Flow
+from edgelean.shrink.truncations import systems_at
 
 MOMENTS = 32
 """So often in a training the spectra are looked at, beside the cuts."""
@@ -63,12 +64,12 @@ class Looks:
     def look(self, model: nn.Module, flows: Mapping[str, Flow]) -> dict[str, Any]:
         """Return the spectra of all layers that have been observed, by the path of the layer, in plain JSON types."""
         found = {}
-        for path in self.full:
+        for path, module in ((path, module) for path, module in model.named_modules() if path in self.full):
             inputs = flows.get(path, Flow()).inputs
-            # A picture must not end a training: what cannot be computed is not there.
+            # A picture must not end a training: what cannot be computed is not there. Nor is a layer whose block went.
             with suppress(InputError, RuntimeError):
-                if inputs is not None:
-                    found[path] = spectra_of(_layer(model, path).system(), some(inputs))
+                if inputs is not None and isinstance(module, StateSpace):
+                    found[path] = spectra_of(module.system(), some(inputs))
         return self.told(found)
 
     def told(self, sigma: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -104,14 +105,19 @@ def orders(model: nn.Module, axes: Mapping[str, Axis], scores: Score) -> dict[st
     """Return, for every axis that has been observed, what each of its units is worth alone.
 
     Channels by their prices; states by the prices of the modes of the layer as it is.
+
+    Raises
+    ------
+    InputError
+        If a layer is not stable; it is named.
     """
     found: dict[str, Tensor | None] = {}
     states = {axis.name for axis in state_space_axes(model, axes.values())}
     for name, axis in axes.items():
         if name in states:
-            flow, layer = scores.flows.get(axis.module(), Flow()), _layer(model, axis.module())
+            flow = scores.flows.get(axis.module(), Flow())
             if flow.fisher is not None and flow.inputs is not None:
-                found[name] = mode_prices(layer.system(), flow.fisher, flow.inputs)
+                found[name] = mode_prices(_system(model, axis.module()), flow.fisher, flow.inputs)
         elif axis.kind == "channels":
             found[name] = scores.unit_prices(axis, model)
     return {name: tuple(values.flatten().tolist()) for name, values in found.items() if values is not None}
@@ -153,13 +159,18 @@ def allowed(model: nn.Module, axes: Iterable[Axis], scores: Score, rule: Rule) -
 
     Layers that would keep 95 % of their states or more are not among them, nor are those that have not been observed.
     The spectrum is that for white inputs, which the tolerances of the paper are meant for.
+
+    Raises
+    ------
+    InputError
+        If a layer is not stable; it is named.
     """
     keep, nats = {}, 0.0
     for axis in state_space_axes(model, axes):
         known = scores.removal_prices(axis, model)
         if known is None:
             continue
-        sigma = pooled(spectra_of(_layer(model, axis.module()).system()))
+        sigma = pooled(spectra_of(_system(model, axis.module())))
         states = max(axis.least(rule.floor), states_for(sigma, rule.tolerance))
         if states < axis.size:
             keep[axis.name] = states
@@ -167,7 +178,8 @@ def allowed(model: nn.Module, axes: Iterable[Axis], scores: Score, rule: Rule) -
     return keep, nats
 
 
-def _layer(model: nn.Module, path: str) -> StateSpace:
-    layer = model.get_submodule(path)
-    assert isinstance(layer, StateSpace)
-    return layer
+def _system(model: nn.Module, path: str) -> DiagonalSystem:
+    try:
+        return systems_at(model, [path])[path]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

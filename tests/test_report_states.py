@@ -13,7 +13,7 @@ from sample_report import sample_events, sample_evolution, sample_report
 from edgelean.report import Report, story
 from edgelean.report.history import evolutions, from_events
 from edgelean.report.html import render
-from edgelean.report.model import Evolution, Look, Truncation
+from edgelean.report.model import Evolution, LayerWidth, Look, Truncation
 from edgelean.report.plots import Mark, draw_evolution
 from edgelean.spectra import rows
 
@@ -96,6 +96,13 @@ def test_the_page_has_the_section_only_where_there_are_state_space_layers():
     assert "What each truncation was known to cost" not in page
     cuts = (replace(sample_report().cuts[0], truncations=(truncation(),)),)
     assert "What each truncation was known to cost" in render(plain_report(cuts=cuts))
+
+
+def test_a_layer_that_went_with_its_block_is_said_to_be_gone():
+    gone = LayerWidth("blocks.0.layer.states", 32, 0)
+    page = render(plain_report(evolutions=(sample_evolution(),), layers=(gone,)))
+    assert "over the training steps, went with its block" in page
+    assert "over the training steps, 16 of 32 states" in render(plain_report(evolutions=(sample_evolution(),)))
 
 
 def test_the_name_of_a_layer_cannot_break_the_page():

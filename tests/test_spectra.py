@@ -12,6 +12,7 @@ from torch import nn
 
 import edgelean
 from edgelean import control
+from edgelean.errors import InputError
 from edgelean.nn import LRU
 from edgelean.shrink.axes import Axis
 from edgelean.shrink.balance import hankel_singular_values, truncate
@@ -125,6 +126,18 @@ def test_a_look_at_what_cannot_be_computed_is_left_out():
     with torch.no_grad():
         layer.nu_log.fill_(float("nan"))
     assert looks.look(layer, seen(layer).flows) == {}
+    assert looks.look(nn.Linear(4, 4), seen(layer).flows) == {}
+
+
+def test_a_layer_that_became_unstable_is_named():
+    model = nn.ModuleDict({"lru": a_layer()})
+    axis = SimpleNamespace(name="lru.states", kind="states", size=32, module=lambda: "lru", least=lambda floor: floor)
+    with torch.no_grad():
+        model["lru"].nu_log[3] = float("nan")
+    score = seen(model["lru"])
+    score.flows["lru"] = score.flows[""]
+    with pytest.raises(InputError, match=r"^lru: state 3 "):
+        orders(model, {axis.name: axis}, score)
 
 
 # -- the paper's rule --------------------------------------------------------------------------------------------------

@@ -221,4 +221,7 @@ def _spectrum_plot(index: int, spectrum: Spectrum) -> Plot:
 
 def _evolution_plot(index: int, evolution: Evolution, report: Report) -> Plot:
     svg = Markup(draw_evolution(f"evolution{index}", evolution, _marks(report), report.steps))
-    return Plot(evolution.layer, "", f"{evolution.looks[-1].states} of {evolution.states} states", svg)
+    last = evolution.looks[-1].states
+    left = {layer.name: layer.after for layer in report.layers}.get(f"{evolution.layer}.states", last)
+    note = f"{left} of {evolution.states} states" if left else "went with its block"
+    return Plot(evolution.layer, "", note, svg)
