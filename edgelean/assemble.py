@@ -18,8 +18,9 @@ from edgelean.job import Job
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.reading import Reading
-from edgelean.report.history import Spent, extrapolated, from_events, spent_on
+from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
 from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
+from edgelean.spectra import rows
 from edgelean.stopwatch import Stopwatch
 from edgelean.training.run import Run
 from edgelean.training.trainer import Session, evaluate
@@ -98,6 +99,7 @@ def assemble(made: Materials) -> Report:
         cuts=history.cuts,
         layers=widths,
         spectra=tuple(_spectra(made.loop, final)),
+        evolutions=evolutions(events, rows),
         timing=made.stopwatch.seconds(),
         engine=delivery.engine,
         bundle=delivery.bundle,

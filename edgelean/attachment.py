@@ -14,13 +14,14 @@ from edgelean.bench import Bench
 from edgelean.board import load_board
 from edgelean.delivery import Delivery, Label, deliver, evidence
 from edgelean.errors import InputError
-from edgelean.loop import ClosedLoop, Surroundings
+from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile, load_profile
 from edgelean.shrink.followers import Follower, counterpart
 from edgelean.shrink.inputs import checked_inputs
 from edgelean.shrink.protect import check_paths
 from edgelean.shrink.wrappers import eagerly, refuse_sharded, unwrapped
 from edgelean.stopwatch import Stopwatch
+from edgelean.surroundings import Surroundings
 from edgelean.target import open_target
 from edgelean.training.run import OnEvent
 

@@ -11,7 +11,7 @@ from typing import Any
 import edgelean
 from edgelean.board import Board, load_board
 from edgelean.errors import MissingError
-from edgelean.profile import Profile, load_profile
+from edgelean.profile import ControlSettings, Profile, load_profile
 from edgelean.recipe import Recipe, checked, load_recipe
 from edgelean.training.run import Run
 
@@ -55,14 +55,16 @@ def ask(
         If something does not exist or cannot be used; says what, and what to do.
     """
     found = load_recipe(recipe) if isinstance(recipe, str) else checked(recipe)
-    found = checked(found.with_settings(settings or {}))
+    steering = {key: text for key, text in (settings or {}).items() if key in ControlSettings.model_fields}
+    own = {key: text for key, text in (settings or {}).items() if key not in steering}
+    found = checked(found.with_settings(own))
     wanted = profile if isinstance(profile, Profile) else load_profile(profile)
-    wanted = wanted.with_budgets(latency, energy)
+    wanted = wanted.with_budgets(latency, energy).with_control(steering)
     asked = {
         "edgelean": edgelean.__version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": _lasting(recipe) if isinstance(recipe, str) else None,
-        "settings": dict(settings or {}),
+        "settings": own,
         "protect": list(found.protect),
         "profile": wanted.model_dump(mode="json"),
         "target": target,

@@ -10,29 +10,27 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from edgelean import control
 from edgelean.bench import Bench, limits_of, refuse_the_unreachable
-from edgelean.board import Board
 from edgelean.errors import DeviceError, LawError
 from edgelean.progress import Pending, Progress
 from edgelean.reading import Reading, incomparable
 from edgelean.shrink.cut import cloned, put_back, saved, saved_model, saved_optimizer
-from edgelean.shrink.followers import Follower
 from edgelean.shrink.gramians import Balanced, priced
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.recent import Recent
+from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.wrappers import Ranks, eagerly
-from edgelean.stopwatch import Stopwatch
-from edgelean.surgery import Patient, Repair, balance, guilty, operate
+from edgelean.spectra import Looks, Rule, allowed, attempts, orders
+from edgelean.surgery import Operation, Patient, Repair, balance, guilty, operate
+from edgelean.surroundings import Record, Surroundings
 
 PATIENCE = 3
 """So often a metric that has not come back after a cut is looked at again before the cut is taken back: with a high
@@ -45,40 +43,6 @@ rare enough to cost little."""
 
 FEWEST_FOR_MEANS = 32
 """Samples from which means of what a layer reads are taken."""
-
-
-class Record(Protocol):
-    """Takes the events of the loop: writes them down, shows them."""
-
-    def __call__(self, event: str, step: int, **fields: Any) -> object:
-        """Take one event."""
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the loop works with.
-
-    Attributes
-    ----------
-    board
-        Whose channel alignment sets the width of a step.
-    steps
-        Steps of the whole training.
-    validate
-        Gives the metric on the validation data, higher is better; None if there is none, and then no cut is
-        judged by it.
-    model
-        The model as the training calls it, where that is not the network itself: for several processes, or compiled.
-    followers
-        What is cut along, beside the optimizer of the loop.
-    """
-
-    board: Board
-    steps: int
-    validate: Callable[[], float] | None
-    stopwatch: Stopwatch
-    model: nn.Module | None = None
-    followers: tuple[Follower, ...] = ()
 
 
 class ClosedLoop:
@@ -131,6 +95,8 @@ class ClosedLoop:
         self._laps_s: list[float] = []
         self._returned_s = time.perf_counter()
         self._every = max(1, min(OBSERVE_EVERY, state.pace.spacing // 2))
+        self._looks = Looks.of(bench.model, bench.anatomy.axes, around.steps)
+        self._attempts = attempts(bench.profile.control.window, around.steps)
 
     def after_step(self, step: int) -> None:
         """Do what is due after so many steps of the optimizer."""
@@ -143,6 +109,7 @@ class ClosedLoop:
             if self.scores.active:
                 self.scores.observe_gradients(self.bench.model, self.bench.anatomy.axes)
             self._observe((step + 1) % self._every == 0)
+            self._follow_the_states(step)
             if self.progress.done or not control.due(step, self.progress.controller):
                 return
             if step % self._every == 0:
@@ -203,9 +170,15 @@ class ClosedLoop:
         if not plan.cuts:
             self.record("wait", step, reason="no step of any axis makes the model faster on this target")
             return
-        self._keep_spectra(choices)
-        self.progress.pending = self._snapshot()
+        self._keep_spectra([choice.axis for choice in choices])
         turns = {name: each.turns for name, each in turned.items() if name in order}
+        self._carry_out(step, plan, turns, metric, demand=demand.fraction, binding=demand.binding)
+
+    def _carry_out(
+        self, step: int, plan: Plan, turns: Mapping[str, Sequence[Turn]], metric: float | None, **why: Any
+    ) -> None:
+        """Cut, and record what that did; a cut that breaks the law is taken back at once."""
+        self.progress.pending = self._snapshot()
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
             operation = operate(self._patient, plan, self.scores, self._repair(step), turns)
@@ -218,24 +191,31 @@ class ClosedLoop:
         self.scores.forget(plan, self.bench.anatomy.axes)
         self.bench.look()
         self.progress.reading = self._read()
-        step_s, self._laps_s = statistics.median(self._laps_s), []
+        self._record_cut(step, plan, operation, metric, **why)
+        self.record_reading(step)
+
+    def _record_cut(self, step: int, plan: Plan, operation: Operation, metric: float | None, **why: Any) -> None:
+        if operation.hankel:
+            self.record("spectrum", step, layers=self._looks.told(operation.hankel))
+        # The last lap stays: another cut of the same step has a pace, too.
+        step_s, self._laps_s = statistics.median(self._laps_s), self._laps_s[-1:]
+        cost = self.bench.cost({})
         self.record(
             "cut",
             step,
-            demand=demand.fraction,
-            binding=demand.binding,
+            **why,
             axes=[{"axis": cut.axis, "before": cut.before, "after": cut.after} for cut in plan.cuts],
             nats=plan.nats,
             metric_before=metric,
             metric_after=self._validated(),
             parameters=self.bench.parameters(),
             step_s=step_s,
-            predicted={"latency_ms": allocation.cost_after["latency"], "energy_mj": allocation.cost_after["energy"]},
+            predicted={"latency_ms": cost["latency"], "energy_mj": cost["energy"]},
             law_error=operation.error,
             notes=operation.notes,
+            truncations=[truncation.to_json() for truncation in operation.truncations],
             plan=plan.to_json(),
         )
-        self.record_reading(step)
 
     def _choices(self, turned: Mapping[str, Balanced]) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
         """Return in which order the units of each axis go, and what the allocator may choose from."""
@@ -350,16 +330,39 @@ class ClosedLoop:
     # -- scores and reach ----------------------------------------------------------------------------------------------
 
     def _watch_the_order(self) -> None:
-        network, axes = self.bench.model, self.bench.anatomy.axes.values()
-        prices = [self.scores.unit_prices(axis, network) for axis in axes if axis.kind == "channels"]
-        order = tuple(price for axis in prices if axis is not None for price in axis.tolist())
-        agreement = self.progress.agreement
-        if len(order) == len(self.progress.order) > 1:
-            agreement = control.rank_correlation(self.progress.order, order)
-        self.progress.agreement, self.progress.order = self.ranks.same(agreement), order
+        known = orders(self.bench.model, self.bench.anatomy.axes, self.scores)
+        seen = control.agreement(self.progress.order, known)
+        self.progress.agreement = self.ranks.same(self.progress.agreement if seen is None else seen)
+        self.progress.order = known
 
-    def _keep_spectra(self, choices: list[control.Choice]) -> None:
-        for choice in choices:
-            axis = self.bench.anatomy.axes[choice.axis]
+    def _keep_spectra(self, names: Iterable[str]) -> None:
+        for name in names:
+            axis = self.bench.anatomy.axes[name]
             if axis.kind != "blocks":
-                self.progress.spectra.setdefault(choice.axis, self.scores.spectrum(axis, self.bench.model))
+                self.progress.spectra.setdefault(name, self.scores.spectrum(axis, self.bench.model))
+
+    # -- states --------------------------------------------------------------------------------------------------------
+
+    def _follow_the_states(self, step: int) -> None:
+        """Apply the paper's rule to state space layers, and look at their spectra, where either is due."""
+        tolerance = self.bench.profile.control.hankel_tolerance
+        if tolerance is not None and step in self._attempts:
+            with eagerly(self.model):
+                self._apply_the_rule(step, tolerance)
+        if self._looks.due(step) and (seen := self._looks.look(self.bench.model, self.scores.flows)):
+            self.record("spectrum", step, layers=seen)
+
+    def _apply_the_rule(self, step: int, tolerance: float) -> None:
+        """Truncate layers as the paper does, whatever the budgets are; the guard does not judge what the rule allows.
+
+        Cuts before this one can no longer be taken back either.
+        """
+        axes = [axis for name, axis in self.bench.anatomy.axes.items() if name not in self.progress.banned]
+        keep, nats = allowed(self.bench.model, axes, self.scores, Rule(tolerance, self.bench.profile.control.floor))
+        plan = Plan.from_json(self.ranks.same(make_plan(self.bench.anatomy, keep, {}, nats).to_json()))
+        if not plan.cuts:
+            self.record("wait", step, reason=f"no layer has states to lose at a Hankel tolerance of {tolerance:g}")
+            return
+        self._keep_spectra(keep)
+        self._carry_out(step, plan, {}, self._validated(), demand=0.0, binding="tolerance")
+        self.progress.pending, self.progress.doubts = None, 0

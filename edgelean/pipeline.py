@@ -14,7 +14,7 @@ from edgelean.bench import Bench
 from edgelean.chapters import LEAN, begin, train_full_size, train_lean
 from edgelean.delivery import Label, deliver, evidence_of
 from edgelean.job import Job, ask, asked_before, new_folder
-from edgelean.loop import ClosedLoop, Surroundings
+from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.recipe import Recipe
 from edgelean.report import write_report
@@ -22,6 +22,7 @@ from edgelean.report.model import Report
 from edgelean.shrink.bypass import Detour, take_out
 from edgelean.shrink.cut import restore
 from edgelean.stopwatch import Stopwatch
+from edgelean.surroundings import Surroundings
 from edgelean.target import open_target
 from edgelean.training.checkpoint import load_newest
 from edgelean.training.run import OnEvent, Run
@@ -56,7 +57,7 @@ def fit(
     out
         The run's folder, new or empty; left out: a new one under ``runs/``.
     settings
-        Hyper-parameters of the recipe to replace, as ``--set`` does.
+        Hyper-parameters of the recipe, or knobs in ``[control]`` of the profile, to replace, as ``--set`` does.
     on_event
         Called with every event as it happens.
 

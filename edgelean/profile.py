@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
 
 from edgelean.board import Precision, load_board
-from edgelean.board.document import Frozen, document_names, find_document, is_path, knob, nearest, read_document
+from edgelean.board.document import (
+    Frozen,
+    complaints,
+    document_names,
+    find_document,
+    is_path,
+    knob,
+    nearest,
+    read_document,
+)
 from edgelean.electricity import Electricity, electricity, find_country
 from edgelean.errors import EdgeleanError, InputError
 from edgelean.shelf import shelf
@@ -171,7 +181,11 @@ class ControlSettings(Frozen):
         lt=1,
     )
     settled: FiniteFloat = knob(
-        0.9, "rank correlation", "Cuts wait until successive scores order the units at least this alike.", ge=0, le=1
+        0.8,
+        "rank correlation",
+        "Cuts wait until successive scores order the units of an axis at least this alike, in the mean over all units.",
+        ge=0,
+        le=1,
     )
     wait: FiniteFloat = knob(
         0.10, "share of the training steps", "From here on cuts no longer wait for settled scores.", ge=0, lt=1
@@ -192,6 +206,14 @@ class ControlSettings(Frozen):
         "Cuts are refitted when no more of the training is left; before, only means and batch statistics are.",
         ge=0,
         le=1,
+    )
+    hankel_tolerance: FiniteFloat | None = knob(
+        None,
+        "share of the sum of Hankel singular values",
+        "At 4 points of the window each state space layer keeps the fewest states with all but this share, "
+        "whatever the budgets.",
+        gt=0,
+        lt=1,
     )
     recovery_steps: PositiveInt | None = knob(
         None,
@@ -270,6 +292,23 @@ class Profile(Frozen):
         """The electricity that trains the model: of the country, or with the number, or the mean of the world."""
         return electricity(self.country, self.carbon_g_per_kwh)
 
+    def with_control(self, settings: Mapping[str, str]) -> Profile:
+        """Return the profile with knobs of its ``[control]`` table replaced, as ``--set key=value`` asks.
+
+        Raises
+        ------
+        InputError
+            A key is no such knob, or its value is not allowed.
+        """
+        if not settings:
+            return self
+        written = {**self.control.model_dump(), **{key: _plain(text) for key, text in settings.items()}}
+        try:
+            return self.model_copy(update={"control": ControlSettings.model_validate(written)})
+        except ValidationError as error:
+            pairs = " ".join(f"--set {key}={text}" for key, text in settings.items())
+            raise InputError(f"{pairs}: {'; '.join(complaints(ControlSettings, error))}") from None
+
     def with_budgets(self, latency: str | None = None, energy: str | None = None) -> Profile:
         """Return the profile with other budgets, written as in a profile; None leaves a budget as it is.
 
@@ -285,6 +324,14 @@ class Profile(Frozen):
         if energy is not None:
             budgets = budgets.model_copy(update={"energy": parse_budget("energy", energy)})
         return self.model_copy(update={"budgets": budgets})
+
+
+def _plain(text: str) -> Any:
+    """Return what a text means as JSON: a number, a list, null; else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def profile_names() -> tuple[str, ...]:

@@ -43,9 +43,9 @@ class Progress:
     reading
         The last reading of the present structure.
     order
-        The last prices of all units, to tell whether their order has settled.
+        What the units of each axis were last worth alone, to tell whether their order has settled.
     agreement
-        Rank correlation of the last two of these.
+        How alike the last two of these are, see `control.agreement`.
     guard
         The best metric so far, which a cut has to come back to.
     pending, doubts
@@ -63,7 +63,7 @@ class Progress:
     controller: control.ControllerState
     reading: Reading
     guard: control.Guard
-    order: tuple[float, ...] = ()
+    order: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     agreement: float | None = None
     pending: Pending | None = None
     doubts: int = 0

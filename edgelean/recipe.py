@@ -149,7 +149,10 @@ _CONVERTERS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 def _converted(key: str, text: str) -> Any:
     if key not in _CONVERTERS:
-        raise InputError(f"--set {key}={text}: {key!r} cannot be set; allowed are {', '.join(_CONVERTERS)}")
+        raise InputError(
+            f"--set {key}={text}: {key!r} cannot be set; allowed are {', '.join(_CONVERTERS)}, "
+            "and what `edgelean profiles show` has under control"
+        )
     convert, wanted = _CONVERTERS[key]
     try:
         return convert(text)

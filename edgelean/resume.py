@@ -80,7 +80,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
     tensors |= {f"recent/{i}/{j}": x for i, batch in enumerate(loop.recent.batches) for j, x in enumerate(batch)}
     values: dict[str, Any] = {
         "control": progress.controller.to_json(),
-        "order": progress.order,
+        "order": dict(progress.order),
         "agreement": progress.agreement,
         "confirmed": progress.confirmed,
         "done": progress.done,
@@ -107,7 +107,8 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
     """Put a loop, made before the session was unpacked, where the checkpoint was."""
     values, progress = checkpoint.values, loop.progress
     progress.controller = ControllerState.from_json(values["control"])
-    progress.order, progress.agreement = tuple(values["order"]), values["agreement"]
+    progress.order = {axis: tuple(prices) for axis, prices in values["order"].items()}
+    progress.agreement = values["agreement"]
     progress.confirmed, progress.doubts = values["confirmed"], values["doubts"]
     progress.guard = replace(progress.guard, best=values["best"])
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}

@@ -21,6 +21,7 @@ from edgelean.shrink.reference import double, traced_with
 from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score
 from edgelean.shrink.trace import trace
+from edgelean.shrink.truncations import Truncation, certified, systems_at
 from edgelean.shrink.wrappers import Ranks, synchronise
 
 EXACT_TYPES = (torch.float32, torch.float64)
@@ -67,10 +68,22 @@ class Repair:
 
 @dataclass(frozen=True)
 class Operation:
-    """How a cut went: how far the outputs are from the law, and what a person should know."""
+    """How a cut went.
+
+    Attributes
+    ----------
+    error
+        How far the outputs are from the law.
+    notes
+        What a person should know.
+    hankel, truncations
+        Of each truncated state space layer the Hankel singular values that it had, and what the truncation cost.
+    """
 
     error: float
     notes: tuple[str, ...]
+    hankel: Mapping[str, Tensor]
+    truncations: tuple[Truncation, ...]
 
 
 def balance(patient: Patient, inputs: tuple[Tensor, ...]) -> dict[str, Balanced]:
@@ -121,12 +134,15 @@ def operate(
     found = ranks.together(lambda: _outputs(bench))
     error = ranks.together(lambda: law.check(expected, found))
     _refit(patient, repairs, channels, whole, law.distance(whole, found))
+    full = systems_at(network, plan.states)
     truncated = apply(patient.model, states, *patient.followers, read=read)
     for path, reduction in truncated.reductions.items():
         layer = state_layer(network, path)
         error = max(error, ranks.together(lambda: law.check_states(layer, reduction, read[path])))  # noqa: B023  at once
     synchronise(patient.model)
-    return Operation(error, tuple(dict.fromkeys((*turned, *notes, *truncated.notes))))
+    words = tuple(dict.fromkeys((*turned, *notes, *truncated.notes)))
+    hankel = {path: reduction.hankel for path, reduction in truncated.reductions.items()}
+    return Operation(error, words, hankel, certified(full, truncated.reductions, read))
 
 
 def guilty(bench: Bench, plan: Plan) -> list[str]:

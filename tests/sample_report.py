@@ -13,7 +13,9 @@ from edgelean.report.model import (
     BundleFile,
     EnergyPart,
     EpochPoint,
+    Evolution,
     LayerWidth,
+    Look,
     Report,
     Side,
     Spectrum,
@@ -298,3 +300,13 @@ def _spectra() -> tuple[Spectrum, ...]:
         )
         made.append(Spectrum(axis, "channels", tuple(sorted(scores, reverse=True)), kept, unit))
     return tuple(made)
+
+
+def sample_evolution(layer: str = "blocks.0.layer", states: int = 32) -> Evolution:
+    """A spectrum that falls by a decade every 8 ranks, of which half is cut at step 100 of 600."""
+    ranks = tuple(range(1, 2 * states + 1))
+
+    def look(step: int, left: int) -> Look:
+        return Look(step, left, tuple(10 ** (-rank / 8) * (1 + step / 600) for rank in ranks[: 2 * left]))
+
+    return Evolution(layer, states, ranks, (look(20, states), look(100, states), look(300, states // 2), look(600, 16)))

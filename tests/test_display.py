@@ -81,6 +81,12 @@ def test_line_of_the_training_energy_says_how_it_was_found():
     assert "unknown (estimated)" in line_of(spent | {"kwh": None})
 
 
+def test_line_of_a_spectrum_says_how_many_states_each_layer_has():
+    layers = {"a": {"full": 64, "states": 48, "sigma": [2.0, 1.0]}, "b": {"full": 64, "states": 64, "sigma": [3.0]}}
+    event = {"event": "spectrum", "step": 30, "layers": layers}
+    assert line_of(event) == "step 30 spectrum: a 48 of 64 states, b 64 of 64 states"
+
+
 def test_line_of_a_verdict_names_outcome_and_provenance():
     verdict = next(event for event in sample_events() if event["event"] == "verdict")
     assert line_of(verdict) == "step 600 verdict: latency met: 0.148 ms of 0.150 ms (modelled)"

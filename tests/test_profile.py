@@ -285,3 +285,29 @@ def test_every_knob_explains_itself():
     for knob in knobs_of(load_profile("jetson-orin")):
         assert knob.sentence.endswith("."), knob.key
         assert knob.unit or knob.key in {"board", "precision", "targets", "measuring.on_sensor_loss"}, knob.key
+
+
+def test_knobs_of_the_controller_are_replaced_as_set_asks():
+    profile = load_profile("raspberry-pi-5")
+    steered = profile.with_control({"hankel_tolerance": "0.02", "window": "[0, 0.1]", "wait": "0", "score": "random"})
+    assert steered.control.hankel_tolerance == 0.02
+    assert steered.control.window == (0.0, 0.1)
+    assert (steered.control.score, steered.control.events) == ("random", profile.control.events)
+    assert profile.with_control({}) == profile
+    assert profile.control.hankel_tolerance is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"hankel_tolerance": "2"}, "less than 1"),
+        ({"hankel_tolerance": "much"}, "valid number"),
+        ({"hankel_tolerance": "0"}, "greater than 0"),
+        ({"window": "[0.5, 0.1]"}, "start < end"),
+        ({"score": "best"}, "energy"),
+    ],
+)
+def test_a_knob_that_is_set_wrongly_is_refused_by_name(setting, why):
+    with pytest.raises(InputError, match=why) as refused:
+        load_profile("raspberry-pi-5").with_control(setting)
+    assert f"--set {next(iter(setting))}=" in str(refused.value)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgelean.errors import InputError, MissingError
+from edgelean.job import ask
 from edgelean.recipe import Recipe, accuracy, load_recipe, r2
 from edgelean.training.trainer import learning_rate_share, prepare
 
@@ -78,6 +79,16 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, message):
 def test_settings_replace_hyper_parameters():
     recipe = tiny().with_settings({"epochs": "3", "learning_rate": "0.5", "compare": "true"})
     assert (recipe.epochs, recipe.learning_rate, recipe.compare) == (3, 0.5, True)
+
+
+def test_settings_of_a_run_reach_the_recipe_and_the_controller_and_are_remembered():
+    asked = ask("digits", "raspberry-pi-5", settings={"epochs": "3", "events": "4", "hankel_tolerance": "0.02"})
+    assert asked.recipe.epochs == 3
+    assert (asked.profile.control.events, asked.profile.control.hankel_tolerance) == (4, 0.02)
+    assert asked.asked["settings"] == {"epochs": "3"}
+    assert asked.asked["profile"]["control"]["hankel_tolerance"] == 0.02
+    with pytest.raises(InputError, match="edgelean profiles show"):
+        ask("digits", "raspberry-pi-5", settings={"speed": "9"})
 
 
 @pytest.mark.parametrize("pair", [("epochs", "many"), ("compare", "perhaps"), ("model", "big"), ("speed", "1")])

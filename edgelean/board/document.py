@@ -105,7 +105,7 @@ def read_document(model: type[Model], path: Path, extra: Mapping[str, Any]) -> M
     try:
         return model.model_validate({**written, **extra})
     except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {line}" for line in _complaints(model, error))) from None
+        raise InputError("\n".join(f"{path}: {line}" for line in complaints(model, error))) from None
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -120,7 +120,8 @@ def _toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not valid TOML: {reason}") from None
 
 
-def _complaints(model: type[BaseModel], error: ValidationError) -> list[str]:
+def complaints(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """Return what is wrong with what was given to a model, a line each: the key, and what is allowed."""
     lines = []
     for one in error.errors():
         key = ".".join(str(part) for part in one["loc"])

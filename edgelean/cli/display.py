@@ -104,6 +104,10 @@ def _rollback_line(event: Event) -> str:
     return f"{event['reason']}; the largest cut is now {numbers.percent(event['largest_cut'])}"
 
 
+def _spectrum_line(event: Event) -> str:
+    return ", ".join(f"{name} {layer['states']} of {layer['full']} states" for name, layer in event["layers"].items())
+
+
 def _verdict_line(event: Event) -> str:
     figure = numbers.against(event["value"], event["limit"], event["unit"])
     return f"{event['quantity']} {event['outcome']}: {figure} ({event['provenance']})"
@@ -131,6 +135,7 @@ _LINES: Mapping[str, Callable[[Event], str]] = {
     "demand": lambda event: str(event["reason"]),
     "cut": _cut_line,
     "rollback": _rollback_line,
+    "spectrum": _spectrum_line,
     "wait": lambda event: str(event["reason"]),
     "note": lambda event: str(event["text"]),
     "checkpoint": lambda event: str(event["path"]),

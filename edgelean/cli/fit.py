@@ -42,7 +42,8 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Epochs of the training.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a hyper-parameter of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a hyper-parameter or control knob."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json and nothing else.")] = False,
 ) -> None:

@@ -248,7 +248,7 @@ def _cut_table(scene: Scene, room: int, *, wide: bool) -> RenderableType:
         move = f"{before} → {after}" if wide else after
         style = "" if cut.kept else f"{_BAD} dim"
         end = move if cut.kept else f"{move if wide else ''} rolled back".strip()
-        demand = numbers.percent(cut.demand)
+        demand = numbers.percent(cut.demand) if cut.demand else ""
         table.add_row(str(index), str(cut.step), cut.binding, demand, Text(_short_axes(cut)), end, style=style)
     return table if scene.cuts else Text("no cut yet", style="dim")
 

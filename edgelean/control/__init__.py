@@ -17,7 +17,7 @@ from edgelean.control.controller import (
 )
 from edgelean.control.guard import Guard, recovered
 from edgelean.control.plant import Plant, cost_for, deviation, identify, new_plant, output
-from edgelean.control.settled import rank_correlation
+from edgelean.control.settled import agreement, rank_correlation
 from edgelean.control.track import Standing, Track
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Settings",
     "Standing",
     "Track",
+    "agreement",
     "all_met",
     "allocate",
     "cost_for",

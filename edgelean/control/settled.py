@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgelean.errors import InputError
+
+
+def agreement(previous: Mapping[str, Sequence[float]], current: Mapping[str, Sequence[float]]) -> float | None:
+    """Return how alike the units of each axis were ordered twice: the mean rank correlation of a unit's axis.
+
+    Which units of an axis go depends on their order within it, so every axis is compared on its own: across axes the
+    prices differ by so much that all of them together seem settled long before.
+
+    Parameters
+    ----------
+    previous, current
+        Scores by the name of the axis. Axes of one unit, and those that are new or have another size, tell nothing.
+
+    Returns
+    -------
+    float or None
+        Up to 1; None where no axis tells anything.
+    """
+    told = {
+        axis: rank_correlation(before, current[axis])
+        for axis, before in previous.items()
+        if len(before) == len(current.get(axis, ())) > 1
+    }
+    units = sum(len(previous[axis]) for axis in told)
+    return sum(found * len(previous[axis]) for axis, found in told.items()) / units if told else None
 
 
 def rank_correlation(previous: Sequence[float], current: Sequence[float]) -> float:

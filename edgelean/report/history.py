@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgelean.reading import Provenance
-from edgelean.report.model import CutPoint, EnergyPart, EpochPoint, ReadingPoint
+from edgelean.report.model import CutPoint, EnergyPart, EpochPoint, Evolution, Look, ReadingPoint, Truncation
 
 Event = Mapping[str, Any]
 
@@ -88,6 +88,25 @@ def spent_on(events: Iterable[Event], chapter: str) -> Spent:
     return Spent(sum(piece["seconds"] for piece in pieces), parts, method)
 
 
+def evolutions(events: Iterable[Event], ranks: Callable[[int], tuple[int, ...]]) -> tuple[Evolution, ...]:
+    """Return how the spectra of state space layers changed, in the order in which the layers were first seen.
+
+    Parameters
+    ----------
+    events
+        Those that count, in their order.
+    ranks
+        Tells for an order which of its Hankel singular values were recorded.
+    """
+    full: dict[str, int] = {}
+    looks: dict[str, list[Look]] = {}
+    for event in events:
+        for layer, seen in event["layers"].items() if event["event"] == "spectrum" else ():
+            full[layer] = seen["full"]
+            looks.setdefault(layer, []).append(Look(event["step"], seen["states"], tuple(seen["sigma"])))
+    return tuple(Evolution(layer, full[layer], ranks(2 * full[layer]), tuple(looks[layer])) for layer in looks)
+
+
 def extrapolated(events: Sequence[Event], chapter: str, steps: int) -> Spent | None:
     """Return what a training would have taken in so many steps at its pace before the first cut; None without a cut.
 
@@ -130,6 +149,7 @@ def _cut_point(event: Event) -> CutPoint:
         metric_after=event["metric_after"],
         law_error=event["law_error"],
         kept=True,
+        truncations=tuple(Truncation(**each) for each in event.get("truncations", ())),
     )
 
 

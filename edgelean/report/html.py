@@ -12,8 +12,8 @@ from markupsafe import Markup
 from edgelean.reading import Provenance
 from edgelean.report import numbers, story
 from edgelean.report.footprint import footprint
-from edgelean.report.model import EpochPoint, ReadingPoint, Report, Spectrum, Verdict
-from edgelean.report.plots import Line, Mark, Tone, Trend, draw_spectrum, draw_trend
+from edgelean.report.model import EpochPoint, Evolution, ReadingPoint, Report, Spectrum, Verdict
+from edgelean.report.plots import Line, Mark, Tone, Trend, draw_evolution, draw_spectrum, draw_trend
 
 _SPECTRA_SHOWN = 12
 
@@ -90,6 +90,8 @@ def _context(report: Report) -> dict[str, Any]:
         "spectra": [_spectrum_plot(index, spectrum) for index, spectrum in enumerate(shown)],
         "spectra_hidden": hidden,
         "score_units": dict.fromkeys((spectrum.kind, spectrum.unit) for spectrum in shown),
+        "evolutions": [_evolution_plot(index, evolution, report) for index, evolution in enumerate(report.evolutions)],
+        "truncations": story.truncations(report),
         "provenance": story.provenances(point.provenance for point in report.readings),
         "times": story.time_shares(report),
         "overhead": story.overhead_text(report),
@@ -121,9 +123,13 @@ def _card(verdict: Verdict) -> Card:
 
 
 def _trends(report: Report) -> list[Plot]:
-    marks = tuple(Mark(cut.step, index, cut.kept) for index, cut in enumerate(report.cuts, start=1))
+    marks = _marks(report)
     drawn = (_latency_trend, _energy_trend, _metric_trend, _size_trend)
     return [plot for draw in drawn if (plot := draw(report, marks)) is not None]
+
+
+def _marks(report: Report) -> tuple[Mark, ...]:
+    return tuple(Mark(cut.step, index, cut.kept) for index, cut in enumerate(report.cuts, start=1))
 
 
 def _latency_trend(report: Report, marks: tuple[Mark, ...]) -> Plot | None:
@@ -211,3 +217,11 @@ def _chosen_spectra(spectra: tuple[Spectrum, ...]) -> tuple[tuple[Spectrum, ...]
 def _spectrum_plot(index: int, spectrum: Spectrum) -> Plot:
     svg = Markup(draw_spectrum(f"spectrum{index}", spectrum))
     return Plot(spectrum.axis, "", spectrum.kind, svg)
+
+
+def _evolution_plot(index: int, evolution: Evolution, report: Report) -> Plot:
+    svg = Markup(draw_evolution(f"evolution{index}", evolution, _marks(report), report.steps))
+    last = evolution.looks[-1].states
+    left = {layer.name: layer.after for layer in report.layers}.get(f"{evolution.layer}.states", last)
+    note = f"{left} of {evolution.states} states" if left else "went with its block"
+    return Plot(evolution.layer, "", note, svg)

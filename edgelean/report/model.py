@@ -129,13 +129,44 @@ class ReadingPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """What is known of one truncated state space layer.
+
+    Attributes
+    ----------
+    layer
+        Its path in the model.
+    before, after
+        Complex states; of each system where the layer is a bank of them.
+    gain
+        Largest gain of the full system at any frequency.
+    certificate
+        Twice the sum of the Hankel singular values that went: no frequency exceeds it, if the truncation is balanced
+        for white inputs.
+    worst
+        Largest gain of the difference at any frequency, measured.
+    energy
+        Energy of the difference of the outputs, for what the layer read, as a share of that of the outputs.
+    """
+
+    layer: str
+    before: int
+    after: int
+    gain: float
+    certificate: float
+    worst: float
+    energy: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CutPoint:
     """One cut.
 
     Attributes
     ----------
     demand, binding
-        The fraction of predicted cost that had to go, and the quantity whose budget asked for it.
+        The fraction of predicted cost that had to go, and the quantity whose budget asked for it; 0 and ``"tolerance"``
+        for a cut by the tolerance on Hankel singular values.
     axes
         ``(axis, units before, units after)`` of every axis that was cut.
     nats
@@ -146,6 +177,8 @@ class CutPoint:
         Largest relative difference between the cut model and the masked model on the probe batch.
     kept
         False when the guard rolled the cut back.
+    truncations
+        Of the state space layers that lost states.
     """
 
     step: int
@@ -157,6 +190,7 @@ class CutPoint:
     metric_after: float | None
     law_error: float
     kept: bool
+    truncations: tuple[Truncation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,6 +219,41 @@ class Spectrum:
     scores: tuple[float, ...]
     kept: int
     unit: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """The spectrum of one state space layer at one moment of the training.
+
+    Attributes
+    ----------
+    states
+        Complex states that it had; the order of its real map is twice that.
+    sigma
+        Hankel singular values for what the layer read, at those ``ranks`` of its `Evolution` that it had.
+    """
+
+    step: int
+    states: int
+    sigma: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """The Hankel singular values of one state space layer over the training.
+
+    Attributes
+    ----------
+    states
+        Complex states before the first cut.
+    ranks
+        Which of the values were kept, from 1, the largest, to twice the states.
+    """
+
+    layer: str
+    states: int
+    ranks: tuple[int, ...]
+    looks: tuple[Look, ...]
 
 
 @dataclass(frozen=True)
@@ -224,6 +293,8 @@ class Report:
         Shell commands that run what is in the bundle.
     caveats
         How the model was taken apart and exported, where it could not be traced whole.
+    evolutions
+        How the spectra of state space layers changed; empty where there are none.
     """
 
     edgelean_version: str
@@ -259,6 +330,7 @@ class Report:
     electricity: str = ""
     commands: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
+    evolutions: tuple[Evolution, ...] = ()
 
     @property
     def met(self) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from edgelean.report.model import Spectrum
+from edgelean.report.model import Evolution, Look, Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,8 @@ _TREND_SIZE = (420.0, 220.0)
 _SPECTRUM_SIZE = (250.0, 150.0)
 _TEXT_SIZE = 11.0
 _LABEL_GAP = 14.0
+_SHADES = 12
+_SHADES_A_DECADE = 2
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def draw_trend(trend: Trend) -> str:
             axes.axhline(trend.budget, color=_TONES["ink"], linewidth=1.0, linestyle=(0, (3, 2)))
         axes.set_xlim(0, max(trend.last_step, 1))
         _set_heights(axes, trend)
-        _draw_marks(axes, trend)
+        _draw_marks(axes, trend.marks, trend.last_step)
         _label_ends(axes, trend)
         axes.set_xlabel("training step", color=_TONES["muted"], loc="left")
         axes.text(0, 1.0, trend.unit, transform=_above(axes, 16), color=_TONES["muted"], ha="left", va="baseline")
@@ -134,6 +137,91 @@ def draw_spectrum(name: str, spectrum: Spectrum) -> str:
         return _svg(figure, name)
 
 
+def draw_evolution(name: str, evolution: Evolution, marks: tuple[Mark, ...], last_step: int) -> str:
+    """Return the SVG of how a spectrum changed: darker is larger, and the line is what the layer keeps.
+
+    Each look stands for the time since the one before. Heights are states: two Hankel singular values make one.
+    """
+    with _style(name):
+        figure, axes = _canvas(_TREND_SIZE, left=44, right=96, bottom=36, top=42)
+        axes.grid(visible=False)
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(lambda height, _: f"{height:g}")
+        axes.set_xlim(0, max(last_step, 1))
+        axes.set_ylim(0.5 / math.sqrt(2), evolution.states)
+        _draw_shades(axes, evolution)
+        steps = [0, *(look.step for look in evolution.looks)]
+        kept = [evolution.looks[0].states, *(look.states for look in evolution.looks)]
+        axes.plot(steps, kept, color=_TONES["ink"], linewidth=1.6, drawstyle="steps-pre", clip_on=False)
+        axes.text(1.02 * last_step, kept[-1], f"{kept[-1]} of {evolution.states}", va="center", color=_TONES["ink"])
+        _draw_marks(axes, marks, last_step)
+        _draw_key(axes)
+        axes.set_xlabel("training step", color=_TONES["muted"], loc="left")
+        axes.text(0, 1.0, "states", transform=_above(axes, 16), color=_TONES["muted"], ha="left", va="baseline")
+        return _svg(figure, name)
+
+
+def _draw_shades(axes: Axes, evolution: Evolution) -> None:
+    """Draw all cells of one shade as one path: thousands of single ones would be megabytes."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    corners: dict[int, list[tuple[float, float]]] = {}
+    for shade, (left, right), (low, high) in _cells(evolution):
+        box = [(left, low), (right, low), (right, high), (left, high), (left, low)]
+        corners.setdefault(shade, []).extend(box)
+    for shade, points in sorted(corners.items()):
+        codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * (len(points) // 5)
+        axes.add_patch(PathPatch(Path(points, codes), **_shaded(shade)))
+
+
+def _shaded(shade: int) -> dict[str, Any]:
+    """Return how an area of a shade is filled, 0 the darkest. No antialiasing: it would leave seams between cells."""
+    alpha = 0.06 + 0.94 * (1 - shade / (_SHADES - 1)) ** 1.3
+    return {"facecolor": _TONES["accent"], "alpha": alpha, "linewidth": 0, "antialiased": False}
+
+
+def _cells(evolution: Evolution) -> Iterator[tuple[int, tuple[float, float], tuple[float, float]]]:
+    """Yield shade, steps from and to, and states from and to of every area of one shade, row by row."""
+    largest = max((value for look in evolution.looks for value in look.sigma if math.isfinite(value)), default=0.0)
+    # Half of a rank is a state; a row reaches half-way, in ratios, to the next recorded rank.
+    edges = [0.5 / math.sqrt(2), *(math.sqrt(a * b) / 2 for a, b in itertools.pairwise(evolution.ranks))]
+    edges.append(evolution.states)
+    before = [0, *(look.step for look in evolution.looks)]
+    for row, heights in enumerate(itertools.pairwise(edges)):
+        shades = [_shade(look, row, largest) for look in evolution.looks]
+        columns = zip(shades, itertools.pairwise(before), strict=True)
+        for shade, run in itertools.groupby((each for each in columns if each[1][1] > each[1][0]), lambda c: c[0]):
+            times = [times for _, times in run]
+            if shade is not None:
+                yield shade, (times[0][0], times[-1][1]), heights
+
+
+def _shade(look: Look, row: int, largest: float) -> int | None:
+    """Return the shade of a value, 0 for the largest of all; None where there is none or it is too small to show."""
+    value = look.sigma[row] if row < len(look.sigma) else 0.0
+    if not (math.isfinite(value) and value > 0):
+        return None
+    shade = math.floor(-_SHADES_A_DECADE * math.log10(value / largest) + 0.5)
+    return shade if shade < _SHADES else None
+
+
+def _draw_key(axes: Axes) -> None:
+    """Draw the scale of the shades, from the largest value to the smallest that is shown, above the plot."""
+    from matplotlib.patches import Rectangle
+
+    left, width = 0.34, 0.03
+    height = _TREND_SIZE[1] - 78
+    bottom, top = 1 + 16 / height, 1 + 25 / height
+    for shade in range(_SHADES):
+        place = (left + width * shade, bottom)
+        area = Rectangle(place, width, top - bottom, transform=axes.transAxes, clip_on=False, **_shaded(shade))
+        axes.add_patch(area)
+    words = f"largest to 1e-{_SHADES // _SHADES_A_DECADE} of it"
+    end = left + width * _SHADES + 0.02
+    axes.text(end, bottom, words, transform=axes.transAxes, color=_TONES["muted"], ha="left", va="baseline")
+
+
 def _draw_line(axes: Axes, line: Line) -> None:
     shape: Literal["steps-post", "default"] = "steps-post" if line.held else "default"
     colour = _TONES[line.tone]
@@ -152,10 +240,10 @@ def _set_heights(axes: Axes, trend: Trend) -> None:
     axes.set_ylim(floor, floor + 1.06 * (high - floor) if high > floor else floor + 1.0)
 
 
-def _draw_marks(axes: Axes, trend: Trend) -> None:
-    room = 0.035 * trend.last_step
+def _draw_marks(axes: Axes, marks: tuple[Mark, ...], last_step: int) -> None:
+    room = 0.035 * last_step
     last_label = -math.inf
-    for mark in trend.marks:
+    for mark in marks:
         colour = _TONES["muted"] if mark.kept else _TONES["bad"]
         dashes = "solid" if mark.kept else (0, (3, 2))
         axes.axvline(mark.step, color=colour, linewidth=0.8, linestyle=dashes, alpha=0.8, zorder=0.5)

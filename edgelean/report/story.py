@@ -129,6 +129,42 @@ def comparison(report: Report) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TruncationRow:
+    """One truncation, ready to print: gains as shares of the layer's own largest gain."""
+
+    cut: int
+    layer: str
+    states: str
+    certificate: str
+    worst: str
+    energy: str
+
+
+def truncations(report: Report) -> tuple[TruncationRow, ...]:
+    """Return what is known of each truncation of a state space layer, in the order of the cuts."""
+    return tuple(
+        TruncationRow(
+            cut=number,
+            layer=each.layer,
+            states=f"{each.before} → {each.after}",
+            certificate=_share(each.certificate, each.gain),
+            worst=_share(each.worst, each.gain),
+            energy=_share(each.energy, 1.0),
+        )
+        for number, cut in enumerate(report.cuts, start=1)
+        for each in cut.truncations
+    )
+
+
+def _share(part: float, whole: float) -> str:
+    """Return a share as a percentage; what is far below what single precision tells is said to be nothing."""
+    share = part / whole if whole > 0 else 0.0
+    if share >= 10:
+        return f"{share:.0f}×"
+    return "< 1e-6 %" if share < 1e-8 else f"{100 * share:.2g} %" if share < 0.1 else numbers.percent(share)
+
+
 def time_shares(report: Report) -> tuple[tuple[str, float, float], ...]:
     """Return ``(phase, seconds, share of the run)``, in the order of the report."""
     total = sum(report.timing.values()) or 1.0

@@ -1,0 +1,47 @@
+"""What the closed loop is put into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from edgelean.board import Board
+from edgelean.shrink.followers import Follower
+from edgelean.stopwatch import Stopwatch
+
+
+class Record(Protocol):
+    """Takes the events of the loop: writes them down, shows them."""
+
+    def __call__(self, event: str, step: int, **fields: Any) -> object:
+        """Take one event."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the loop works with.
+
+    Attributes
+    ----------
+    board
+        Whose channel alignment sets the width of a step.
+    steps
+        Steps of the whole training.
+    validate
+        Gives the metric on the validation data, higher is better; None if there is none, and then no cut is
+        judged by it.
+    model
+        The model as the training calls it, where that is not the network itself: for several processes, or compiled.
+    followers
+        What is cut along, beside the optimizer of the loop.
+    """
+
+    board: Board
+    steps: int
+    validate: Callable[[], float] | None
+    stopwatch: Stopwatch
+    model: nn.Module | None = None
+    followers: tuple[Follower, ...] = ()
