@@ -99,10 +99,10 @@ def largest_gain(
     """
     systems = [full] if reduced is None else [full, reduced]
     grid = torch.linspace(0, math.pi, frequencies, dtype=torch.float64, device=full.lam.device)
-    phases = torch.cat([grid, *(each.lam.angle().abs().flatten() for each in systems)]).unique()
+    phases = torch.unique(torch.cat([grid, *(each.lam.angle().abs().flatten() for each in systems)]))
     size = full.B.shape[-1] * full.C.shape[-2] * max(1, math.prod(full.lam.shape[:-1]))
     largest = 0.0
-    for some_phases in phases.split(max(1, FREQUENCIES_AT_ONCE // size)):
+    for some_phases in torch.split(phases, max(1, FREQUENCIES_AT_ONCE // size)):
         gap = responses(full, some_phases)
         if reduced is not None:
             gap = gap - responses(reduced, some_phases)

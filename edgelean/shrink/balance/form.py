@@ -21,7 +21,7 @@ NEGLIGIBLE = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Balanced:
-    """The square-root form: ``reach @ reach.mT`` is one Gramian, ``see @ see.mT`` the other, ``see.mT @ reach`` diagonal.
+    """The square-root form: ``reach @ reach.mT`` and ``see @ see.mT`` are the Gramians, ``see.mT @ reach`` is diagonal.
 
     Attributes
     ----------

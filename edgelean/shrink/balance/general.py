@@ -2,8 +2,8 @@
 
 References
 ----------
-Smith, "Matrix equation XA + BX = C", 1968: the doubling of the horizon. Penzl, "A cyclic low-rank Smith method for large
-sparse Lyapunov equations", 1999: with factors.
+Smith, "Matrix equation XA + BX = C", 1968: the doubling of the horizon.
+Penzl, "A cyclic low-rank Smith method for large sparse Lyapunov equations", 1999: with factors.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def diagonalised(system: LinearSystem) -> DiagonalSystem:
             "the eigenvectors of this system are too close to each other to diagonalise it; reduce it with "
             "reduce_general first, or move its poles apart"
         )
-    count = int(modes.count)
+    count = int(modes.used)
     return DiagonalSystem(modes.lam[0, :count], modes.B[0, :count], modes.C[0, :, :count])
 
 
@@ -146,4 +146,5 @@ def _compressed(L: Tensor) -> Tensor:
         return L
     left, sigma, _ = torch.linalg.svd(L, full_matrices=False)
     kept = max(1, int((sigma > COMPRESSION * sigma[:1].clamp(min=torch.finfo(sigma.dtype).tiny)).sum()))
-    return left[:, :kept] * sigma[:kept]
+    factor: Tensor = left[:, :kept] * sigma[:kept]
+    return factor

@@ -23,7 +23,7 @@ class Modes(NamedTuple):
     ----------
     lam, B, C
         As in a `DiagonalSystem`.
-    count
+    used
         How many modes each system needs, ``[K]``.
     safe
         Whether poles and eigenvectors of each are fit for use, ``[K]``.
@@ -32,7 +32,7 @@ class Modes(NamedTuple):
     lam: Tensor
     B: Tensor
     C: Tensor
-    count: Tensor
+    used: Tensor
     safe: Tensor
 
 
@@ -59,7 +59,7 @@ def modes_of(A: Tensor, B: Tensor, C: Tensor, limit: Tensor, room: int) -> Modes
         lam=pad(torch.where(kept, lam, 0.0), (0, missing)),
         B=pad(torch.where(kept[..., None], B_modes, 0.0), (0, 0, 0, missing)),
         C=pad(torch.where(kept[..., None, :], C_modes, 0.0), (0, missing)),
-        count=keep.sum(-1),
+        used=keep.sum(-1),
         safe=safe,
     )
 
@@ -69,7 +69,7 @@ def filled(modes: Modes, full: DiagonalSystem) -> DiagonalSystem:
     room = modes.lam.shape[-1]
     reached = full.B.abs().square().sum(-1) / polar(full).damping
     most = reached.argsort(dim=-1, descending=True, stable=True)[..., :room]
-    place = torch.arange(room, device=most.device) - modes.count[..., None]
+    place = torch.arange(room, device=most.device) - modes.used[..., None]
     chosen = most.gather(-1, place.clamp(min=0))
     free = place >= 0
     return DiagonalSystem(
@@ -82,7 +82,7 @@ def filled(modes: Modes, full: DiagonalSystem) -> DiagonalSystem:
 def subset(system: DiagonalSystem, states: int, given: Factors) -> DiagonalSystem:
     """Keep the modes through which most energy flows, and refit C to the outputs of the full system; a bank ``[K]``."""
     n, outputs = system.states, real_outputs(system)
-    energy = given.reach.square().sum(-1).unflatten(-1, (2, n)).sum(-2) * system.C.abs().square().sum(-2)
+    energy = given.reach.square().sum(-1).reshape(len(system.lam), 2, n).sum(-2) * system.C.abs().square().sum(-2)
     kept = energy.argsort(dim=-1, descending=True, stable=True)[..., :states].sort(dim=-1).values
     some = _rows(given.reach, torch.cat([kept, kept + n], dim=-1))
     inverse = torch.linalg.pinv(some @ some.mT, hermitian=True)

@@ -157,7 +157,7 @@ def _reduced(system: DiagonalSystem, states: int, given: Gramians | Factors | No
 
 
 class Kept(NamedTuple):
-    """The largest balanced systems that fit, are stable and well conditioned, of a bank ``[K]``, where there are any."""
+    """Of a bank ``[K]`` the largest balanced systems that fit, are stable and well conditioned, where there are any."""
 
     modes: Modes
     feedthrough: Tensor
@@ -175,16 +175,16 @@ def keep(system: DiagonalSystem, balanced: Balanced, states: int, way: Way) -> K
     modes = Modes(empty(bank, states), empty(bank, states, width), empty(bank, height, states), orders, found)
     D = empty(bank, height, width).real.clone()
     while bool((open_ := ~found & (orders >= torch.clamp(largest // 2, min=1))).any()):
-        for order in orders[open_].unique().tolist():
+        for order in torch.unique(orders[open_]).tolist():
             which = (open_ & (orders == order)).nonzero()[:, 0]
             real = way(some(system, which), balanced.at(which), order)
             new = modes_of(*real[:3], limit[which], states)
-            excess = torch.where(new.safe, new.count - states, 1)
+            excess = torch.where(new.safe, new.used - states, 1)
             fits = excess <= 0
             done = which[fits]
             for all_, part in zip((*modes[:3], D), (*new[:3], real.D), strict=True):
                 all_[done] = part[fits]
-            modes = modes._replace(count=modes.count.index_put((done,), new.count[fits]))
+            modes = modes._replace(used=modes.used.index_put((done,), new.used[fits]))
             found = found.index_put((done,), fits[fits])
             orders = orders.index_put((which[~fits],), order - excess[~fits].clamp(min=1))
     return Kept(modes, D, orders, found)
@@ -203,7 +203,7 @@ def residualisation(system: DiagonalSystem, balanced: Balanced, order: int) -> R
     rest = torch.eye(A.shape[-1] - order, dtype=A.dtype, device=A.device) - A[:, order:, order:]
     held, failed = torch.linalg.solve_ex(rest, torch.cat([A[:, order:, :order], B[:, order:]], -1))
     held = torch.where((failed == 0)[:, None, None], held, 0.0)
-    by_state, by_input = held.split([order, B.shape[-1]], dim=-1)
+    by_state, by_input = torch.split(held, [order, B.shape[-1]], dim=-1)
     return Real(
         A[:, :order, :order] + A[:, :order, order:] @ by_state,
         B[:, :order] + A[:, :order, order:] @ by_input,
