@@ -19,7 +19,7 @@ from edgelean.shrink.balance.error import (
     prices,
     recorded_error,
 )
-from edgelean.shrink.balance.factors import Factors, Gramians, factors, gramians, measured_gramians
+from edgelean.shrink.balance.energy import Factors, Gramians, factors, gramians, measured_gramians
 from edgelean.shrink.balance.form import coordinates, hankel_singular_values
 from edgelean.shrink.balance.general import (
     LinearReduction,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgelean.nn.system import DiagonalSystem
-from edgelean.shrink.balance.factors import driven_states, factor, factored, factors, measured_gramians
+from edgelean.shrink.balance.energy import driven_states, factor, factored, factors, measured_gramians
 from edgelean.shrink.balance.form import NEGLIGIBLE, Balanced, balance, padded
 from edgelean.shrink.balance.modes import Modes, filled
 from edgelean.shrink.balance.real import (

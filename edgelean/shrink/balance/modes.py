@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgelean.nn.diagonal import equalised
 from edgelean.nn.system import DiagonalSystem
-from edgelean.shrink.balance.factors import Factors
+from edgelean.shrink.balance.energy import Factors
 from edgelean.shrink.balance.real import complex_outputs, polar, real_outputs
 
 WORST_CONDITION = 1e7

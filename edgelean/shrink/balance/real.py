@@ -80,8 +80,10 @@ def covariance_of(a: Polar, reach_a: Tensor, b: Polar, reach_b: Tensor, horizon:
     Both are driven by the same white real noise through ``reach`` ``[..., N, H]``; for a horizon, the sum over so many
     steps from zero states. From ``E[x y^H]`` and ``E[x y^T]``, both in closed form because the poles are diagonal.
     """
-    hermitian = (reach_a @ reach_b.mH) / one_less(a, b)
-    symmetric = (reach_a @ reach_b.mT) / one_less(a, b.conj())
+    parts = [torch.cat([each.real, each.imag], dim=-2) for each in (reach_a, reach_b)]
+    (rr, ri), (ir, ii) = (each.chunk(2, dim=-1) for each in (parts[0] @ parts[1].mT).chunk(2, dim=-2))
+    hermitian = torch.complex(rr + ii, ir - ri) / one_less(a, b)
+    symmetric = torch.complex(rr - ii, ir + ri) / one_less(a, b.conj())
     if horizon is not None:
         hermitian = hermitian * _finite(a, b, horizon)
         symmetric = symmetric * _finite(a, b.conj(), horizon)

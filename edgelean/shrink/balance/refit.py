@@ -12,7 +12,7 @@ from edgelean.errors import InputError
 from edgelean.nn.diagonal import equalised
 from edgelean.nn.system import DiagonalSystem
 from edgelean.shrink.balance.error import output_errors, recorded_error
-from edgelean.shrink.balance.factors import driven_states, factor
+from edgelean.shrink.balance.energy import driven_states, factor
 from edgelean.shrink.balance.real import (
     complex_outputs,
     covariance_of,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgelean.errors import InputError
 from edgelean.nn.system import DiagonalSystem
-from edgelean.shrink.balance.factors import Factors, Gramians, factored, factors
+from edgelean.shrink.balance.energy import Factors, Gramians, factored, factors
 from edgelean.shrink.balance.form import Balanced, balance, padded
 from edgelean.shrink.balance.modes import Modes, filled, modes_of, subset
 from edgelean.shrink.balance.real import like, one_bank, polar, real_inputs, real_outputs
