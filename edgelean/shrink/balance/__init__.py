@@ -12,6 +12,7 @@ Lall, Marsden & Glavaski, "Empirical model reduction of controlled nonlinear sys
 Chahine, Nazari, Rus & Rusch, "The curious case of in-training compression of state space models", 2026.
 """
 
+from edgelean.shrink.balance.energy import Factors, Gramians, factors, gramians, measured_gramians
 from edgelean.shrink.balance.error import (
     largest_gain,
     measured_prices,
@@ -19,7 +20,6 @@ from edgelean.shrink.balance.error import (
     prices,
     recorded_error,
 )
-from edgelean.shrink.balance.energy import Factors, Gramians, factors, gramians, measured_gramians
 from edgelean.shrink.balance.form import coordinates, hankel_singular_values
 from edgelean.shrink.balance.general import (
     LinearReduction,

@@ -52,10 +52,6 @@ class Balanced:
         """Return the values of the whole real map, ``[..., 2N]``, with zeros for what its Gramians have not."""
         return padded(self.sigma, self.reach.shape[-2])
 
-    def at(self, which: Tensor) -> Balanced:
-        """Return some of a bank of one dimension."""
-        return Balanced(self.sigma[which], self.reach[which], self.see[which])
-
     def bases(self, order: int) -> tuple[Tensor, Tensor]:
         """Return T and W, ``[..., 2N, order]``, with ``W.mT @ T`` the identity; columns that are noise are zero."""
         sigma = self.sigma[..., :order]
@@ -63,11 +59,11 @@ class Balanced:
         return self.reach[..., :order] * scale, self.see[..., :order] * scale
 
 
-def balance(given: Gramians | Factors) -> Balanced:
-    """Balance two Gramians; nothing is inverted."""
+def balance(given: Gramians | Factors, columns: int | None = None) -> Balanced:
+    """Balance two Gramians; nothing is inverted. All values are there, of the coordinates the first ``columns``."""
     pair = given if isinstance(given, Factors) else factored(given)
     left, sigma, right = decomposed(pair.see.mT @ pair.reach)
-    return Balanced(sigma, pair.reach @ right.mT, pair.see @ left)
+    return Balanced(sigma, pair.reach @ right[..., :columns, :].mT, pair.see @ left[..., :columns])
 
 
 def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from edgelean.errors import InputError
 from edgelean.nn.diagonal import equalised
 from edgelean.nn.system import DiagonalSystem
-from edgelean.shrink.balance.error import output_errors, recorded_error
 from edgelean.shrink.balance.energy import driven_states, factor
+from edgelean.shrink.balance.error import output_errors, recorded_error
 from edgelean.shrink.balance.real import (
     complex_outputs,
     covariance_of,

@@ -6,13 +6,13 @@ Moore, "Principal component analysis in linear systems", 1981.
 Enns, "Model reduction with balanced realizations", 1984; Glover, "All optimal Hankel-norm approximations", 1984: the
 bound on the error and the one below it.
 Fernando & Nicholson, "Singular perturbational model reduction in the frequency domain", 1982; Liu & Anderson,
-"Singular perturbation approximation of balanced systems", 1989: the same bound, exact at frequency zero.
+"Singular perturbation approximation of balanced systems", 1989: exact at frequency zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -86,8 +86,11 @@ class Real(NamedTuple):
     D: Tensor
 
 
-Way = Callable[[DiagonalSystem, Balanced, int], Real]
-"""How a bank becomes one of a given order."""
+Leading = Callable[[Tensor, int], Real]
+"""Gives of some systems of a bank those of a given order."""
+
+Way = Callable[[DiagonalSystem, Balanced, int], Leading]
+"""How a bank becomes one of at most a given order."""
 
 
 def truncate(system: DiagonalSystem, states: int, given: Gramians | Factors | None = None) -> Reduction:
@@ -117,15 +120,24 @@ def truncate(system: DiagonalSystem, states: int, given: Gramians | Factors | No
 def residualise(system: DiagonalSystem, states: int, given: Gramians | Factors | None = None) -> Reduction:
     """Reduce a system so that the coordinates that go are at rest instead of zero: its response to constants is exact.
 
-    Bound and stability are those of `truncate`, which is better at high frequencies. The price is a direct path from
-    inputs to outputs, `Reduction.feedthrough`: one number for each system of a bank with one input and one output, but
-    a full matrix otherwise, which no layer of `edgelean.nn` has.
+    It is stable like that of `truncate`, better at low frequencies and worse at high ones. The price is a direct path
+    from inputs to outputs, `Reduction.feedthrough`: one number for each system of a bank with one input and one
+    output, but a full matrix otherwise, which no layer of `edgelean.nn` has. The bound of the literature is for
+    outputs that read the state before the input has come in; here they read it after, so `Reduction.bounds` are infinite:
+    see `largest_gain` for the error.
 
-    Parameters, errors
-    ------------------
-    As for `truncate`.
+    Parameters
+    ----------
+    system, states, given
+        As for `truncate`.
+
+    Raises
+    ------
+    InputError
+        When ``states`` is not between 1 and N.
     """
-    return _reduced(system, states, given, residualisation)
+    found = _reduced(system, states, given, residualisation)
+    return found if found.method == "unchanged" else replace(found, bounds=torch.full_like(found.bounds, torch.inf))
 
 
 def _reduced(system: DiagonalSystem, states: int, given: Gramians | Factors | None, way: Way) -> Reduction:
@@ -135,7 +147,7 @@ def _reduced(system: DiagonalSystem, states: int, given: Gramians | Factors | No
     pair = pair if isinstance(pair, Factors) else factored(pair)
     front, bank = system.lam.shape[:-1], one_bank(system)
     flat = Factors(*(each.reshape(-1, *each.shape[-2:]) for each in (pair.reach, pair.see)))
-    balanced = balance(flat)
+    balanced = balance(flat, 2 * states if way is truncation else None)
     hankel = balanced.whole().reshape(*front, -1)
     if states == system.states:
         nothing = hankel.new_zeros(front)
@@ -174,10 +186,11 @@ def keep(system: DiagonalSystem, balanced: Balanced, states: int, way: Way) -> K
     empty = system.lam.new_zeros
     modes = Modes(empty(bank, states), empty(bank, states, width), empty(bank, height, states), orders, found)
     D = empty(bank, height, width).real.clone()
+    leading = way(system, balanced, int(largest.max()))
     while bool((open_ := ~found & (orders >= torch.clamp(largest // 2, min=1))).any()):
         for order in torch.unique(orders[open_]).tolist():
             which = (open_ & (orders == order)).nonzero()[:, 0]
-            real = way(some(system, which), balanced.at(which), order)
+            real = leading(which, order)
             new = modes_of(*real[:3], limit[which], states)
             excess = torch.where(new.safe, new.used - states, 1)
             fits = excess <= 0
@@ -190,26 +203,36 @@ def keep(system: DiagonalSystem, balanced: Balanced, states: int, way: Way) -> K
     return Kept(modes, D, orders, found)
 
 
-def truncation(system: DiagonalSystem, balanced: Balanced, order: int) -> Real:
-    """Return the real systems of the first ``order`` balanced coordinates; the others are held at zero."""
-    T, W = balanced.bases(order)
+def truncation(system: DiagonalSystem, balanced: Balanced, most: int) -> Leading:
+    """Return what gives the real systems of the first balanced coordinates; the others are held at zero."""
+    T, W = balanced.bases(most)
+    A, B, C = W.mT @ _moved(system, T), W.mT @ real_inputs(system), real_outputs(system) @ T
     D = T.new_zeros(len(T), system.C.shape[-2], system.B.shape[-1])
-    return Real(W.mT @ _moved(system, T), W.mT @ real_inputs(system), real_outputs(system) @ T, D)
+
+    def leading(which: Tensor, order: int) -> Real:
+        return Real(A[which, :order, :order], B[which, :order], C[which, :, :order], D[which])
+
+    return leading
 
 
-def residualisation(system: DiagonalSystem, balanced: Balanced, order: int) -> Real:
-    """Return the real systems of the first ``order`` balanced coordinates; the others are where they come to rest."""
-    A, B, C, D = truncation(system, balanced, balanced.sigma.shape[-1])
-    rest = torch.eye(A.shape[-1] - order, dtype=A.dtype, device=A.device) - A[:, order:, order:]
-    held, failed = torch.linalg.solve_ex(rest, torch.cat([A[:, order:, :order], B[:, order:]], -1))
-    held = torch.where((failed == 0)[:, None, None], held, 0.0)
-    by_state, by_input = torch.split(held, [order, B.shape[-1]], dim=-1)
-    return Real(
-        A[:, :order, :order] + A[:, :order, order:] @ by_state,
-        B[:, :order] + A[:, :order, order:] @ by_input,
-        C[..., :order] + C[..., order:] @ by_state,
-        D + C[..., order:] @ by_input,
-    )
+def residualisation(system: DiagonalSystem, balanced: Balanced, most: int) -> Leading:
+    """Return what gives the real systems of the first balanced coordinates; the others are where they come to rest."""
+    whole = truncation(system, balanced, balanced.sigma.shape[-1])
+
+    def leading(which: Tensor, order: int) -> Real:
+        A, B, C, D = whole(which, balanced.sigma.shape[-1])
+        rest = torch.eye(A.shape[-1] - order, dtype=A.dtype, device=A.device) - A[:, order:, order:]
+        held, failed = torch.linalg.solve_ex(rest, torch.cat([A[:, order:, :order], B[:, order:]], -1))
+        held = torch.where((failed == 0)[:, None, None], held, 0.0)
+        by_state, by_input = torch.split(held, [order, B.shape[-1]], dim=-1)
+        return Real(
+            A[:, :order, :order] + A[:, :order, order:] @ by_state,
+            B[:, :order] + A[:, :order, order:] @ by_input,
+            C[..., :order] + C[..., order:] @ by_state,
+            D + C[..., order:] @ by_input,
+        )
+
+    return leading
 
 
 def _moved(system: DiagonalSystem, states: Tensor) -> Tensor:
