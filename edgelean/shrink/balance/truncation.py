@@ -123,8 +123,8 @@ def residualise(system: DiagonalSystem, states: int, given: Gramians | Factors |
     It is stable like that of `truncate`, better at low frequencies and worse at high ones. The price is a direct path
     from inputs to outputs, `Reduction.feedthrough`: one number for each system of a bank with one input and one
     output, but a full matrix otherwise, which no layer of `edgelean.nn` has. The bound of the literature is for
-    outputs that read the state before the input has come in; here they read it after, so `Reduction.bounds` are infinite:
-    see `largest_gain` for the error.
+    outputs that read the state before the input has come in; here they read it after, so `Reduction.bounds` are
+    infinite: see `largest_gain` for the error.
 
     Parameters
     ----------
