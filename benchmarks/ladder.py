@@ -113,13 +113,15 @@ def trained(seed: int, steps: int) -> tuple[DiagonalSystem, Tensor, Tensor]:
         chosen = torch.randint(len(x), (32,))
         loss = torch.nn.functional.cross_entropy(model(x[chosen]), y[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     block = model.eval().blocks[0]
     layer = block.layer
     assert isinstance(layer, LRU)
     with torch.no_grad():
-        seen, new = (block.norm(model.encoder(each[:64])) for each in (x, test))
+        norm = block.norm
+        assert isinstance(norm, torch.nn.Module)
+        seen, new = (norm(model.encoder(each[:64])) for each in (x, test))
     return layer.system(), seen, new
 
 
@@ -183,7 +185,7 @@ def student_loss(seed: int, way: str, before: int, after: int) -> list[float]:
     def step(inputs: Tensor) -> None:
         loss = (layer(inputs) - teacher(inputs).detach()).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
 
     for _ in range(before):

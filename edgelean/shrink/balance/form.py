@@ -74,7 +74,8 @@ def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     rows, columns = matrix.shape[-2:]
     if min(rows, columns) < LARGE or matrix.numel() > rows * columns:
-        return torch.linalg.svd(matrix, full_matrices=False)
+        left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left, sigma, right
     if columns > rows:
         right, sigma, left = decomposed(matrix.mT)
         return left.mT, sigma, right.mT
