@@ -71,7 +71,8 @@ def test_truncation_is_as_good_as_the_real_reduction_of_independent_solvers(case
     reduction = truncate(system, case["r"])
     error = largest_gain(system, reduction.system)
     assert error <= reduction.bound * (1 + 1e-6) + 1e-9
-    assert reduction.bound >= case["real_bt_bound_2sum"] * (1 - 1e-6) - 1e-9
+    # Where nothing is lost, the tail of the independent solver is its noise.
+    assert reduction.bound >= case["real_bt_bound_2sum"] * (1 - 1e-6) - 2e-8 * case["hsv"][0]
     # Real poles lower the order by one each, which costs some of the accuracy.
     assert error <= 1.25 * case["real_bt_hinf_error"] + 1e-9
     if case["real_bt_n_real_eigs"] == 0:

@@ -67,7 +67,7 @@ class DiagonalLayer(nn.Module, ABC):
         """
         found = self._map({name: value.detach().double() for name, value in self.named_parameters()})
         lam = torch.polar(found.poles.decay.exp(), found.poles.phase)
-        return DiagonalSystem(lam, torch.complex(*found.B), torch.complex(*found.C))
+        return DiagonalSystem(lam, torch.complex(*found.B), torch.complex(*found.C), -torch.expm1(found.poles.decay))
 
     def _accept(self, system: DiagonalSystem) -> None:
         if system.lam.ndim != 1 or system.B.shape[1] != self.width or system.C.shape[0] != self.width:
@@ -83,13 +83,13 @@ class DiagonalLayer(nn.Module, ABC):
 
 
 def equalised(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale each mode so that its row of B ``[N, H]`` and its column of C ``[P, N]`` have the same norm.
+    """Scale each mode so that its row of B ``[..., N, H]`` and its column of C ``[..., P, N]`` have the same norm.
 
     The scale of a mode is free, and an optimizer with one step size then moves both alike.
     """
-    scale = torch.sqrt(C.norm(dim=0) / B.norm(dim=1))
+    scale = torch.sqrt(C.norm(dim=-2) / B.norm(dim=-1))
     scale = torch.where(torch.isfinite(scale) & (scale > 0), scale, 1.0)
-    return B * scale[:, None], C / scale
+    return B * scale[..., :, None], C / scale[..., None, :]
 
 
 def parts(name: str, value: Tensor) -> dict[str, Tensor]:

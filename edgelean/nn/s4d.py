@@ -103,7 +103,8 @@ class S4D(nn.Module):
         """
         poles, gain, C = self._bank({name: value.detach().double() for name, value in self.named_parameters()})
         lam = torch.polar(poles.decay.exp(), poles.phase)
-        return DiagonalSystem(lam, torch.complex(*gain)[..., None], torch.complex(*C)[..., None, :])
+        margin = -torch.expm1(poles.decay)
+        return DiagonalSystem(lam, torch.complex(*gain)[..., None], torch.complex(*C)[..., None, :], margin)
 
     def load_system(self, system: DiagonalSystem) -> None:
         """Replace eigenvalues and C by those of a bank; the steps and D stay, and parameters the same objects.

@@ -27,6 +27,8 @@ class DiagonalSystem:
         Input matrix, shape ``[..., N, H]``.
     C
         Output matrix, shape ``[..., P, N]``.
+    margin
+        ``1 - |lam|``, shape ``[..., N]``, from a layer that knows it more precisely than its poles, rounded, show.
 
     Raises
     ------
@@ -37,10 +39,13 @@ class DiagonalSystem:
     lam: Tensor
     B: Tensor
     C: Tensor
+    margin: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("lam", "B", "C"):
-            object.__setattr__(self, name, getattr(self, name).detach().to(torch.complex128))
+            object.__setattr__(self, name, getattr(self, name).detach().to(torch.complex128).resolve_conj())
+        if self.margin is not None:
+            object.__setattr__(self, "margin", self.margin.detach().to(torch.float64))
         bank, n = self.lam.shape[:-1], self.lam.shape[-1] if self.lam.ndim else 0
         matrices = self.B.ndim == self.C.ndim == self.lam.ndim + 1 > 1
         if not (
