@@ -103,9 +103,8 @@ class S5(DiagonalLayer):
     def load_system(self, system: DiagonalSystem) -> None:
         """Replace eigenvalues, B and C by those of ``system``; D stays. The parameters remain the same Python objects.
 
-        Each new state takes the step of the old state whose pole is next to its own, or with ``clip_eigs`` a shorter one
-        where the eigenvalue would be clipped. The scale of a mode is chosen as
-        in `LRU.load_system`.
+        Each new state takes the step of the old state whose pole is next to its own, with ``clip_eigs`` a shorter one
+        where the eigenvalue would be clipped. The scale of a mode is chosen as in `LRU.load_system`.
 
         Raises
         ------
