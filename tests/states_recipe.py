@@ -12,7 +12,7 @@ WIDTH = 8
 
 def model():
     return SequenceClassifier(
-        nn.Linear(4, WIDTH), [S4D(WIDTH, 64), S5(WIDTH, 64)], nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10))
+        nn.Linear(4, WIDTH), [S4D(WIDTH, 128), S5(WIDTH, 128)], nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10))
     )
 
 

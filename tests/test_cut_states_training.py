@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from edgelean.bench import Bench
 from edgelean.board import load_board
+from edgelean.errors import InputError
 from edgelean.nn import LRU, S4D, S5, Bidirectional, Mamba, SequenceClassifier
 from edgelean.profile import load_profile
 from edgelean.shrink.cut import put_back, saved
@@ -165,6 +166,16 @@ def test_every_score_orders_the_states_of_a_selective_layer(name, trained):
     order, prices = score.removal_prices(axes[SELECTED], network)
     assert sorted(order) == list(range(7))
     assert list(prices) == sorted(prices)
+
+
+def test_an_unstable_layer_is_refused_by_name_before_the_training():
+    model = network()
+    with torch.no_grad():
+        model.blocks[1].ahead.A_re[2] = 0.1
+    profile = load_profile("raspberry-pi-5")
+    target = open_target("modelled", profile, load_board(profile.board))
+    with pytest.raises(InputError, match=r"^blocks.1.ahead: state 2 has a pole of modulus 1\.\d+"):
+        Bench(model, (torch.randn(4, 20, 2),), profile, target, Stopwatch())
 
 
 # -- what selective states are worth -----------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ RECIPE = str(Path(__file__).parent / "states_recipe.py")
 def fit(out, **changes):
     profile = load_profile("raspberry-pi-5")
     # The latency of so short sequences is mostly launches, which no state saves.
-    control = profile.control.model_copy(update={"window": (0.2, 0.7), "events": 3, "wait": 0.2, "floor": 4})
+    control = profile.control.model_copy(
+        update={"window": (0.2, 0.7), "events": 3, "wait": 0.2, "floor": 4, "margin": 0.0}
+    )
     profile = profile.model_copy(update={"control": control, "targets": ("onnx-fp32",)})
     return edgelean.fit(
         recipe=RECIPE, profile=profile, latency="95%", energy="95%", target="modelled", out=out, **changes
@@ -41,7 +43,7 @@ def test_states_of_every_layer_go_by_the_law_until_the_budgets_are_met(run):
     assert all(cut.law_error < 1e-3 for cut in report.cuts)
     states = {layer.name: layer.after for layer in report.layers if layer.name.endswith(".states")}
     assert states.keys() == {"blocks.0.states", "blocks.1.states"}
-    assert min(states.values()) < 32
+    assert min(states.values()) < 64
 
 
 @pytest.mark.slow
