@@ -18,6 +18,7 @@ from edgelean.errors import InputError
 from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import check_recording, recording_of
+from edgelean.nn import check_poles
 from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
 from edgelean.shrink import law
@@ -76,6 +77,7 @@ class Bench:
         protect: Sequence[str] = (),
     ) -> None:
         self.model, self.profile, self.target = model, profile, target
+        check_poles(model)
         example = checked_inputs(model, example)
         self.batch = tuple(_resized(x, profile.batch) for x in example)
         self.probe = tuple(_resized(x, PROBE_SAMPLES) for x in example)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgelean.bench import Bench
 from edgelean.errors import InputError, LawError
 from edgelean.shrink import law, refit, rotate
-from edgelean.shrink.cut import Tensors, apply, cloned, restore, state_layer, tensors_of
+from edgelean.shrink.cut import Tensors, apply, cloned, restore, tensors_of
 from edgelean.shrink.followers import Follower, Optimizer, counterpart, restart
 from edgelean.shrink.gramians import Balanced, balanced
 from edgelean.shrink.least_squares import RIDGES
@@ -20,6 +20,7 @@ from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.reference import double, traced_with
 from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score
+from edgelean.shrink.states import left_to_read, state_layer
 from edgelean.shrink.trace import trace
 from edgelean.shrink.truncations import Truncation, certified, systems_at
 from edgelean.shrink.wrappers import Ranks, synchronise
@@ -128,7 +129,8 @@ def operate(
     turned = _turn(patient, scores, {cut.axis: turns[cut.axis] for cut in plan.cuts if cut.axis in turns})
     whole, expected = ranks.together(lambda: (_outputs(bench), bench.expected(channels)))
     repairs = _repairs(patient, channels, repair)
-    seen = {path: last for path in plan.states if (last := scores.flows[path].inputs) is not None}
+    flows = {path: scores.flows[path].inputs for path in plan.states}
+    seen = {path: left_to_read(network, plan, path, last) for path, last in flows.items() if last is not None}
     read = ranks.same_tensors(seen)
     notes = list(apply(patient.model, channels, *patient.followers).notes)
     found = ranks.together(lambda: _outputs(bench))

@@ -146,13 +146,15 @@ def test_a_layer_without_some_states_and_features_is_the_layer_with_those_masked
     model = SequenceClassifier(nn.Linear(2, WIDTH), [SequenceBlock(layer)], nn.Linear(WIDTH, 3)).double().eval()
     probe = (torch.randn(2, 21, 2, dtype=torch.float64),)
     anatomy = dissect(model, probe)
-    units = {name: list(range(axis.size)) for name, axis in anatomy.axes.items()}
-    plan = make_plan(anatomy, {name: axis.size // 2 + 1 for name, axis in anatomy.axes.items()}, units, 0.0)
+    sizes = {name: axis.size for name, axis in anatomy.axes.items() if axis.kind == "channels"}
+    units = {name: range(size) for name, size in sizes.items()}
+    plan = make_plan(anatomy, {name: size // 2 + 1 for name, size in sizes.items()}, units, 0.0)
     with torch.no_grad():
         masked = law.Reference(model, trace(model, probe), probe).outputs(plan)
         before = layer.states
         apply(model, plan)
-        assert (layer.width, layer.states) == (WIDTH // 2 + 1, before // 2 + 1)
+        states = before // 2 + 1 if isinstance(layer, Mamba) else before  # the others' are truncated, not masked
+        assert (layer.width, layer.states) == (WIDTH // 2 + 1, states)
         assert law.deviation(masked, [model(*probe)]) < 1e-12
 
 

@@ -5,7 +5,7 @@ from edgelean.nn.lru import LRU
 from edgelean.nn.mamba import Mamba
 from edgelean.nn.s4d import S4D
 from edgelean.nn.s5 import S5
-from edgelean.nn.system import DiagonalSystem, StateSpace, check_poles
+from edgelean.nn.system import DiagonalSystem, Selective, StateSpace, check_poles
 
 __all__ = [
     "LRU",
@@ -14,6 +14,7 @@ __all__ = [
     "Bidirectional",
     "DiagonalSystem",
     "Mamba",
+    "Selective",
     "SequenceBlock",
     "SequenceClassifier",
     "SequenceRegressor",

@@ -27,6 +27,9 @@ class DiagonalLayer(nn.Module, ABC):
     state_dimensions: ClassVar[Mapping[str, int]]
     """For each parameter with a dimension of states, which one that is."""
 
+    reads: ClassVar[tuple[str, int]] = ("B_re", 1)
+    """A parameter, and which of its dimensions runs along the features that are read."""
+
     @property
     def width(self) -> int:
         """Features per time step, in and out."""

@@ -54,7 +54,6 @@ class LRU(DiagonalLayer):
                 "an LRU needs 0 <= r_min < r_max < 1 and 0 < max_phase <= 2 pi, "
                 f"found r_min={r_min}, r_max={r_max}, max_phase={max_phase}"
             )
-        self.states = states
         modulus_squared = torch.empty(states).uniform_(max(r_min, 1e-3) ** 2, r_max**2)
         # 1 - rand() lies in (0, 1]: a phase of 0 has no logarithm.
         phase = max_phase * (1 - torch.rand(states))
@@ -66,6 +65,11 @@ class LRU(DiagonalLayer):
         self.C_re = nn.Parameter(torch.randn(width, states) / math.sqrt(states))
         self.C_im = nn.Parameter(torch.randn(width, states) / math.sqrt(states))
         self.D = nn.Parameter(torch.randn(width))
+
+    @property
+    def states(self) -> int:
+        """Number of complex states."""
+        return len(self.nu_log)
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""
@@ -93,7 +97,6 @@ class LRU(DiagonalLayer):
             "gamma_log": gamma.log(),
         }
         self._become(values | parts("B", B) | parts("C", C))
-        self.states = system.states
 
     def _map(self, values: Mapping[str, Tensor]) -> Map:
         gamma = values["gamma_log"].exp()[:, None]

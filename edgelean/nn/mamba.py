@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,10 @@ class Mamba(nn.Module):
     conv_bias, bias
         Whether the convolution, and the maps at input and output, have a bias.
     """
+
+    selected_by: ClassVar[tuple[str, int]] = ("A_log", 1)
+    reads: ClassVar[tuple[str, int]] = ("in_proj.weight", 1)
+    states_read_by: ClassVar[str] = "out_proj"
 
     def __init__(
         self,
@@ -139,6 +144,29 @@ class Mamba(nn.Module):
             lam += torch.exp(dt_sample[..., None] * A).mean(0) / len(dt)
             written += dt_sample.t() @ B_sample / dt.shape[0] / dt.shape[1]
         return DiagonalSystem(lam, written[..., None], C.mean((0, 1)).expand_as(A)[:, None])
+
+    @torch.no_grad()
+    def through_states(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Return for each time step what every state adds to what the output projection reads.
+
+        Parameters
+        ----------
+        inputs
+            What the layer reads, ``[batch, time, width]``.
+
+        Yields
+        ------
+        Tensor
+            ``[batch, inner, states]``; with D times the inputs of the recurrence, gated, the sum over states is what
+            the projection reads.
+        """
+        u, gate = self.in_proj(inputs).chunk(2, -1)
+        u = self._convolved(u)
+        dt, A, B, C = self._selected(u)
+        state = None
+        for u_now, gate_now, dt_now, B_now, C_now in zip(*(x.unbind(1) for x in (u, gate, dt, B, C)), strict=True):
+            _, state = advance_selection(u_now, dt_now, A, B_now, C_now, state)
+            yield functional.silu(gate_now)[..., None] * state * C_now[:, None]
 
     def _convolved(self, u: Tensor) -> Tensor:
         """Return the inputs of the recurrence for the first half of the inner projection."""

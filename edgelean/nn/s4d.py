@@ -41,6 +41,7 @@ class S4D(nn.Module):
     """
 
     state_dimensions: ClassVar[Mapping[str, int]] = {"log_A_re": 1, "A_im": 1, "C_re": 1, "C_im": 1}
+    reads: ClassVar[tuple[str, int]] = ("D", 0)
 
     def __init__(
         self,

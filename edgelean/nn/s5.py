@@ -103,8 +103,8 @@ class S5(DiagonalLayer):
     def load_system(self, system: DiagonalSystem) -> None:
         """Replace eigenvalues, B and C by those of ``system``; D stays. The parameters remain the same Python objects.
 
-        Each new state takes the step of the old state whose pole is next to its own. The scale of a mode is chosen as
-        in `LRU.load_system`.
+        Each new state takes the step of the old state whose pole is next to its own, with ``clip_eigs`` a shorter one
+        where the eigenvalue would be clipped. The scale of a mode is chosen as in `LRU.load_system`.
 
         Raises
         ------
@@ -115,6 +115,10 @@ class S5(DiagonalLayer):
         before = self.system().lam
         log_step = self.log_step.detach().double()[(system.lam[:, None] - before).abs().argmin(1)]
         A, gain = continuous(system.lam, log_step.exp(), self.discretization)
+        if self.clip_eigs:
+            # A slow pole takes a shorter step: its eigenvalue would otherwise be clipped, and the pole be another one.
+            log_step = log_step + (A.real / CLIPPED).clamp(max=1).log()
+            A, gain = continuous(system.lam, log_step.exp(), self.discretization)
         B, C = equalised(system.B / gain[:, None], system.C / (2 if self.conj_sym else 1))
         self._become(parts("A", A) | {"log_step": log_step} | parts("B", B) | parts("C", C))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -73,7 +73,15 @@ class DiagonalSystem:
 
 @runtime_checkable
 class StateSpace(Protocol):
-    """A time-invariant layer whose states can be reduced: it gives its system away and takes another one in."""
+    """A time-invariant layer whose states can be reduced: it gives its system away and takes another one in.
+
+    Attributes
+    ----------
+    D
+        Weights of the direct path, ``[width]``.
+    """
+
+    D: nn.Parameter
 
     @property
     def states(self) -> int:
@@ -83,11 +91,37 @@ class StateSpace(Protocol):
     def state_dimensions(self) -> Mapping[str, int]:
         """For each parameter with a dimension of states, by its name in the layer, which dimension that is."""
 
+    @property
+    def reads(self) -> tuple[str, int]:
+        """A parameter, by its name in the layer, and which of its dimensions runs along the features that are read."""
+
     def system(self) -> DiagonalSystem:
         """Return the linear map of the layer without its direct path, in double precision."""
 
     def load_system(self, system: DiagonalSystem) -> None:
         """Become another system, of any number of states; parameters remain the same Python objects."""
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A layer whose recurrence depends on its input: it has no system to reduce, but some of its states can go.
+
+    Attributes
+    ----------
+    selected_by
+        A parameter, by its name in the layer, and which of its dimensions is that of the states.
+    reads
+        The same for the features that are read.
+    states_read_by
+        The linear layer, by its name in the layer, that reads what the states add up to.
+    """
+
+    selected_by: tuple[str, int]
+    reads: tuple[str, int]
+    states_read_by: str
+
+    def through_states(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Return for each time step what every state adds to what ``states_read_by`` reads, ``[batch, inner, N]``."""
 
 
 def check_poles(model: nn.Module) -> None:

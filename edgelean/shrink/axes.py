@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgelean.nn import LRU
+from edgelean.nn import Selective, StateSpace
 from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Attribute
 from edgelean.shrink.blocks import Block
@@ -35,7 +35,7 @@ class Axis:
     name
         The module that makes the units; the same for every trace of one model.
     kind
-        ``"channels"``: any unit can go. ``"states"``: of a linear recurrent unit, cut by balanced truncation.
+        ``"channels"``: any unit can go. ``"states"``: of a state space layer, cut by balanced truncation.
         ``"blocks"``: one residual branch, which goes as a whole or not at all.
     size
         How many units there are.
@@ -199,11 +199,9 @@ def _axes(found: Trace, model: nn.Module) -> tuple[list[tuple[Axis, list[int]]],
     for signature, members in groups.items():
         slots = {slot: np.array([elements[atom][slot] for atom in members]) for slot, _ in signature}
         name, kind, width = _name(slots, model, found)
-        readers = tuple((slot[0].rpartition(".")[0], slot) for slot in slots if slot in reading)
         names[name] += 1
         unique = name if names[name] == 1 else f"{name}.{names[name]}"
-        if kind == "states":
-            readers = ((name.removesuffix(".states"), next(iter(slots))),)
+        readers = _readers(slots, model, reading)
         axes.append((Axis(unique, kind, len(members), slots, readers, width), members))
     return axes, tuple(Refusal(what, why) for what, why in reasons.items())
 
@@ -227,14 +225,43 @@ def _elements(found: Trace) -> dict[int, dict[Slot, list[int]]]:
     return elements
 
 
+def _layer_of(
+    slots: Mapping[Slot, NDArray[np.int64]], model: nn.Module
+) -> tuple[str, Slot, Literal["channels", "states"]] | None:
+    """Return the path of the layer whose states some dimensions are, one of them, and what kind of units that makes.
+
+    Dimensions that go through parameters of other layers as well cannot be truncated in one of them.
+    """
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name, _ in slots):
+        layer = model.get_submodule(owner)
+        within = f"{owner}." if owner else ""
+        if isinstance(layer, StateSpace):
+            if set(slots) == {(within + name, dim) for name, dim in layer.state_dimensions.items()}:
+                return owner, next(iter(slots)), "states"
+        elif isinstance(layer, Selective):
+            slot = within + layer.selected_by[0], layer.selected_by[1]
+            if slot in slots:
+                return owner, slot, "channels"
+    return None
+
+
+def _readers(
+    slots: Mapping[Slot, NDArray[np.int64]], model: nn.Module, reading: set[Slot]
+) -> tuple[tuple[str, Slot], ...]:
+    layer = _layer_of(slots, model)
+    if layer is not None:
+        return (layer[:2],)
+    return tuple((slot[0].rpartition(".")[0], slot) for slot in slots if slot in reading)
+
+
 def _name(
     slots: Mapping[Slot, NDArray[np.int64]], model: nn.Module, found: Trace
 ) -> tuple[str, Literal["channels", "states"], int]:
     """Return the name of an axis, its kind, and how many elements a unit has where it is made."""
-    for name, _ in slots:
-        owner = name.rpartition(".")[0]
-        if isinstance(model.get_submodule(owner), LRU) and name.endswith("nu_log"):
-            return f"{owner}.states", "states", 1
+    layer = _layer_of(slots, model)
+    if layer is not None:
+        owner, _, kind = layer
+        return f"{owner}.states" if kind == "states" else f"{owner}.selected", kind, 1
     made = [slot for slot in slots if slot[1] == 0 and slot[0].endswith("weight")]
     matrices = [slot for slot in made if len(found.tensors[slot[0]].shape) > 1]
     first = (matrices or made or list(slots))[0]

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from edgelean.errors import InputError
-from edgelean.nn import LRU
 from edgelean.nn.attention import freed
 from edgelean.shrink.attributes import Numbers, numbers_of, set_numbers
-from edgelean.shrink.balance import Reduction, measured_gramians, truncate
+from edgelean.shrink.balance import Reduction
 from edgelean.shrink.bypass import Modules, modules_of, put_in, take_out
 from edgelean.shrink.followers import (
     Follower,
@@ -37,6 +36,7 @@ from edgelean.shrink.followers import (
 from edgelean.shrink.modules import align, follow
 from edgelean.shrink.parametrized import gains, refresh, refuse
 from edgelean.shrink.plan import Plan
+from edgelean.shrink.states import check_states, parameter_in, reduced, state_layer, system_of
 from edgelean.shrink.wrappers import rewire, unwrapped
 
 Tensors = dict[str, Tensor]
@@ -49,7 +49,7 @@ class Applied:
     Attributes
     ----------
     reductions
-        For each truncated linear recurrent unit what was reduced.
+        For each truncated state space layer what was reduced.
     notes
         What a person should know: state that was dropped, code that is compiled anew.
     """
@@ -72,23 +72,26 @@ def apply(model: nn.Module, plan: Plan, *followers: Follower, read: Mapping[str,
         Changed in place; parameters stay the same objects with less in them. It may be wrapped for several processes
         or compiled: names in the plan are those of the network inside.
     followers
-        Optimizers, whose state is cut along, and copies of the model such as an average of it. The state of truncated
-        state space layers, whose basis changes, is dropped, and copies of them become what the layer is. The parameters
-        of a block that goes leave the groups of the optimizers.
+        Optimizers, whose state is cut along, and copies of the model such as an average of it. The state of the
+        tensors of truncated state space layers whose basis changes is dropped, and copies of them become what the layer
+        is. The parameters of a block that goes leave the groups of the optimizers.
     read
-        Sequences that state space layers read, by the path of the layer, ``[batch, time, width]``: states are then
-        balanced for what really arrives; without them for white noise.
+        Sequences that state space layers read once the channels are gone, by the path of the layer, ``[batch, time,
+        width]``: states are then balanced for what really arrives; without them for white noise.
 
     Raises
     ------
     InputError
-        If the plan is of another model, or a follower is no copy of this one. Nothing has been changed then.
+        If the plan is of another model, a follower is no copy of this one, or a layer has fewer states than the plan
+        leaves it, or is not stable. Nothing has been changed then.
     LawError
         If a weight is computed in a way in which it cannot be cut exactly. Nothing has been changed then.
     """
     network = unwrapped(model)
     kept = kept_of(network, plan)
     refuse(network, kept)
+    for path, states in plan.states.items():
+        check_states(network, path, states)
     optimizers = [follower for follower in followers if isinstance(follower, Optimizer)]
     modules = [follower for follower in followers if isinstance(follower, nn.Module)]
     copies = [counterpart(follower, network) for follower in modules]
@@ -98,10 +101,7 @@ def apply(model: nn.Module, plan: Plan, *followers: Follower, read: Mapping[str,
         align(each)
         gone = take_out(each, plan.detours)
         notes += [note for optimizer in optimizers for note in leave(optimizer, gone)]
-    reductions = {
-        path: _reduce(state_layer(network, path), states, (read or {}).get(path))
-        for path, states in plan.states.items()
-    }
+    reductions = {path: _reduce(network, path, states, (read or {}).get(path)) for path, states in plan.states.items()}
     for path in reductions:
         notes += _begin_anew(path, network, optimizers, copies)
     if kept or reductions or plan.detours:
@@ -158,40 +158,29 @@ def _remove(networks: Sequence[nn.Module], kept: Mapping[str, Keep], optimizers:
     return notes
 
 
-def _reduce(layer: LRU, states: int, inputs: Tensor | None) -> Reduction:
-    system = layer.system()
-    reduction = truncate(system, states, None if inputs is None else measured_gramians(system, inputs))
-    layer.load_system(reduction.system)
+def _reduce(network: nn.Module, path: str, states: int, inputs: Tensor | None) -> Reduction:
+    reduction = reduced(system_of(network, path), states, inputs)
+    state_layer(network, path).load_system(reduction.system)
     return reduction
 
 
 def _begin_anew(
     path: str, network: nn.Module, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module]
 ) -> list[str]:
-    """Drop the moments of a layer whose basis has changed, and give copies the new layer."""
-    layer = state_layer(network, path)
+    """Drop the moments of what has another basis in a layer, and give copies the same.
+
+    The direct path, and the steps of features, have no states: what is known of them stays.
+    """
+    names = [parameter_in(path, name) for name in state_layer(network, path).state_dimensions]
     for optimizer in optimizers:
-        restart(optimizer, layer.parameters())
-    twins = [twin for each in copies if (twin := state_layer(each, path)) is not layer]
+        restart(optimizer, [network.get_parameter(name) for name in names])
+    twins = [each for each in copies if each.get_submodule(path) is not network.get_submodule(path)]
     for twin in twins:
-        for mine, new in zip(twin.parameters(), layer.parameters(), strict=True):
+        for name in names:
+            mine, new = twin.get_parameter(name), network.get_parameter(name)
             replace_data(mine, new.detach().to(mine.device, mine.dtype, copy=True))
         align(twin)
     return [f"copies of {path} begin anew: its states have another basis now"] if twins else []
-
-
-def state_layer(model: nn.Module, path: str) -> LRU:
-    """Return the linear recurrent unit at a path of a model.
-
-    Raises
-    ------
-    InputError
-        If something else is there.
-    """
-    layer = model.get_submodule(path)
-    if not isinstance(layer, LRU):
-        raise InputError(f"{path} is a {type(layer).__name__}: only a linear recurrent unit has states to truncate")
-    return layer
 
 
 def replace_data(tensor: Tensor, data: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edgelean.errors import LawError
-from edgelean.nn import LRU, DiagonalSystem
+from edgelean.nn import StateSpace
 from edgelean.shrink.attributes import numbers_of, set_numbers
 from edgelean.shrink.balance import Reduction
 from edgelean.shrink.bypass import without
@@ -30,6 +30,7 @@ from edgelean.shrink.reference import (
     removed_atoms,
     removed_branches,
 )
+from edgelean.shrink.states import simulated
 from edgelean.shrink.trace import Trace
 
 TOLERANCE = 1e-7
@@ -276,7 +277,7 @@ def check(expected: list[Tensor], found: list[Tensor], tolerance: float = TOLERA
     return error
 
 
-def check_states(layer: LRU, reduction: Reduction, inputs: Tensor) -> float:
+def check_states(layer: StateSpace, reduction: Reduction, inputs: Tensor) -> float:
     """Return how far a truncated layer is from the reduced system that it was given, run step by step.
 
     A truncation has no masked counterpart: the reduced system of balanced truncation is what the layer has to compute.
@@ -292,16 +293,7 @@ def check_states(layer: LRU, reduction: Reduction, inputs: Tensor) -> float:
         If its outputs differ by more than single precision explains.
     """
     u = inputs.detach().double()
+    assert isinstance(layer, nn.Module)
     (found,) = outputs(layer, tensors_of(layer), (u,))
-    expected = _simulated(reduction.system, u) + layer.D.detach().double() * u
+    expected = simulated(reduction.system, u) + layer.D.detach().double() * u
     return check([expected], [found], STATES_TOLERANCE)
-
-
-def _simulated(system: DiagonalSystem, u: Tensor) -> Tensor:
-    """Return the outputs of a system for inputs ``[batch, time, H]``, by its recurrence."""
-    driven = u.to(system.B.dtype) @ system.B.mT
-    state, steps = torch.zeros_like(driven[:, 0]), []
-    for step in driven.unbind(1):
-        state = system.lam * state + step
-        steps.append((state @ system.C.mT).real)
-    return torch.stack(steps, 1)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from edgelean.nn import LRU
 from edgelean.shrink.attributes import Attribute, set_number
 
 if TYPE_CHECKING:
@@ -88,10 +87,6 @@ def _align_prelu(module: Any) -> None:
     module.num_parameters = len(module.weight)
 
 
-def _align_states(module: Any) -> None:
-    module.states = len(module.nu_log)
-
-
 _ALIGNERS: tuple[tuple[Any, Callable[[Any], None], tuple[str, ...]], ...] = (
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _align_convolution, ("in_channels", "out_channels", "groups")),
     (
@@ -111,5 +106,4 @@ _ALIGNERS: tuple[tuple[Any, Callable[[Any], None], tuple[str, ...]], ...] = (
     ((nn.LSTM, nn.GRU, nn.RNN), _align_recurrent, ("hidden_size", "input_size")),
     (nn.RNNCellBase, _align_cell, ("hidden_size", "input_size")),
     (nn.PReLU, _align_prelu, ("num_parameters",)),
-    (LRU, _align_states, ("states",)),
 )

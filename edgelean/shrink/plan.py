@@ -56,7 +56,8 @@ class Plan:
     removals
         The same in elements of tensors, so that the plan can be replayed without a trace.
     states
-        For each linear recurrent unit that is truncated (its path in the model), the states it keeps.
+        For each state space layer that is truncated (its path in the model), the states it keeps, in each feature of a
+        bank.
     nats
         Loss that the cut is predicted to cost.
     scales

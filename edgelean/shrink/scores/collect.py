@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgelean.nn import LRU
+from edgelean.nn import Selective, StateSpace
 from edgelean.shrink.axes import Axis, Slot
-from edgelean.shrink.balance import hankel_singular_values, measured_gramians, measured_prices
 from edgelean.shrink.block_prices import watch_block
-from edgelean.shrink.cut import state_layer
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.scores.flow import FORGETTING, Flow
 from edgelean.shrink.scores.likelihood import Sight, of_cross_entropy, of_labels
 from edgelean.shrink.scores.protocol import Running
+from edgelean.shrink.states import parameter_in, state_prices, state_spectrum, system_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -75,6 +74,7 @@ class Scores:
     units: dict[str, Tensor] = field(default_factory=dict)
     blocks: dict[str, Tensor] = field(default_factory=dict)
     _sight: Sight = field(default_factory=lambda: of_labels(0))
+    _features: dict[Slot, str] = field(default_factory=dict)
     _last: tuple[Any, ...] = ()
     _handles: list[Any] = field(default_factory=list)
 
@@ -87,11 +87,18 @@ class Scores:
         for axis in (axis for axis in axes.values() if axis.kind == "blocks"):
             take = partial(self._felt_block, axis.name)
             self._handles.append(watch_block(model, axis, self._observed, take))
-        for path in dict.fromkeys(path for axis in axes.values() for path, _ in axis.readers):
-            module = model.get_submodule(path)
-            if isinstance(module, LRU):
+        paths = dict.fromkeys(path for axis in axes.values() for path, _ in axis.readers)
+        layers = {path: module for path in paths if isinstance(module := model.get_submodule(path), Selective)}
+        paths |= dict.fromkeys(parameter_in(path, layer.states_read_by) for path, layer in layers.items())
+        for path, module in ((path, model.get_submodule(path)) for path in paths):
+            if isinstance(module, StateSpace | Selective):
+                self._features[parameter_in(path, module.reads[0]), module.reads[1]] = path
+            if isinstance(module, StateSpace):
                 hook = self._written(self.flows.setdefault(path, Flow()))
                 self._handles.append(module.register_forward_hook(hook))
+            elif isinstance(module, Selective):
+                recording = self._recorded(self.flows.setdefault(path, Flow()))
+                self._handles.append(module.register_forward_pre_hook(recording))
             elif isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
                 reading = self._read(self.flows.setdefault(path, Flow()))
                 self._handles.append(module.register_forward_pre_hook(reading))
@@ -153,12 +160,19 @@ class Scores:
 
         return hook
 
+    def _recorded(self, flow: Flow) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if self.active and module.training and arguments:
+                flow.inputs = arguments[0].detach()[:SEQUENCES].clone()
+
+        return hook
+
     def _felt(self, flow: Flow, module: nn.Module, gradient: Tensor) -> None:
         total = per_sample(module, gradient.detach())
         if not bool(torch.isfinite(total.sum())):
             return  # a gradient that overflowed: the training leaves this step out, too
         flow.blend("fisher", self._sight.summed(energy(module, gradient.detach())))
-        if not isinstance(module, LRU):
+        if not isinstance(module, StateSpace):
             wide = total.shape[1] > WIDEST_SECOND
             flow.blend("summed", self._sight.summed(total.square()) if wide else self._sight.coupled(total))
 
@@ -235,16 +249,14 @@ class Scores:
         flow = self.flows.get(axis.module(), Flow())
         if flow.fisher is None or flow.inputs is None:
             return None
-        system = state_layer(model, axis.module()).system()
-        return (), tuple(measured_prices(system, flow.fisher, flow.inputs).tolist())
+        system = system_of(model, axis.module())
+        return (), tuple(state_prices(system, flow.fisher, flow.inputs).tolist())
 
     def spectrum(self, axis: Axis, model: nn.Module) -> tuple[float, ...]:
         """Return what units are worth, the most valuable first: prices, Hankel singular values for states."""
         if axis.kind == "states":
-            inputs = self.flows[axis.module()].inputs
-            system = state_layer(model, axis.module()).system()
-            given = None if inputs is None else measured_gramians(system, inputs)
-            return tuple(hankel_singular_values(system, given).tolist())
+            system = system_of(model, axis.module())
+            return tuple(state_spectrum(system, self.flows[axis.module()].inputs).tolist())
         prices = self.unit_prices(axis, model)
         return () if prices is None else tuple(prices.sort(descending=True).values.tolist())
 
@@ -253,12 +265,14 @@ class Scores:
     def forget(self, plan: Plan, axes: Mapping[str, Axis]) -> None:
         """Drop what is known of removed units; what is known of the others stays."""
         gone = {(removal.tensor, removal.dim): set(removal.indices) for removal in plan.removals}
-        # A state space layer reads with two matrices what is one flow.
         read = {path: slot for axis in axes.values() for path, slot in axis.readers if slot in gone}
+        # The features of a state space layer come out of it as well as they go in.
+        read |= {path: slot for slot, path in self._features.items() if slot in gone}
         for path, slot in read.items():
             flow = self.flows.get(path, Flow())
-            if flow.fisher is not None:
-                flow.keep(_others(len(flow.fisher), gone[slot]))
+            size = flow.features()
+            if size is not None:
+                flow.keep(_others(size, gone[slot]))
         for (tensor, dim), indices in gone.items():
             known = self.slopes.get(slot_name((tensor, dim)))
             if known is not None:

@@ -20,11 +20,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgelean.nn import Selective
 from edgelean.shrink.axes import Axis, Slot
 from edgelean.shrink.scores.collect import CONVOLUTIONS, Scores, slot_name
 from edgelean.shrink.scores.elimination import Reader, eliminate
 from edgelean.shrink.scores.flow import Flow
 from edgelean.shrink.scores.protocol import Running
+from edgelean.shrink.scores.selective import reader_of_states
+from edgelean.shrink.states import parameter_in
 
 
 class Energy(Scores):
@@ -61,6 +64,9 @@ class Energy(Scores):
     def reader(self, path: str, model: nn.Module, places: Tensor) -> Reader | None:
         """Return a layer that can be refitted as far as it has been observed."""
         module, flow = model.get_submodule(path), self.flows.get(path, Flow())
+        if isinstance(module, Selective):
+            sum_reader = self.flows.get(parameter_in(path, module.states_read_by), Flow())
+            return reader_of_states(module, flow, sum_reader, places)
         parts = flow.parts()
         if parts is None or flow.doubt is None or getattr(module, "groups", 1) != 1:
             return None

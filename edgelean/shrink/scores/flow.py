@@ -111,6 +111,12 @@ class Flow:
         for name in OBSERVED:
             setattr(self, name, tensors.get(name))
 
+    def features(self) -> int | None:
+        """Return how many features have been observed; None while nothing has been."""
+        if self.fisher is not None:
+            return len(self.fisher)
+        return None if self.inputs is None else self.inputs.shape[-1]
+
     def keep(self, left: list[int]) -> None:
         """Drop all features but some."""
         for name in PER_FEATURE:
