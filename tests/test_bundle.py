@@ -153,7 +153,7 @@ def test_a_link_cannot_lead_outside(bundle):
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"), [({"files": ["model.onnx"]}, "files: is missing"), ({"format": 99}, "format: must be 1")]
+    ("change", "complaint"), [({"files": ["model.onnx"]}, "files: is missing"), ({"format": 99}, "format: must be 2")]
 )
 def test_a_manifest_of_another_kind_is_refused_with_its_key(bundle, change, complaint):
     rewrite(bundle, **change)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgelean.exporter.onnx import PRECISION_KEY, write_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from onnx import ModelProto
 
@@ -18,10 +18,10 @@ SINGLE_KEY = "edgelean.kept_in_fp32"
 
 # A state that is carried in FP16 from step to step loses ten times more than one in FP32, and onnxruntime 1.32 crashes
 # the process when it opens an FP16 Scan.
-_RECURRENCES = ("Scan", "Loop", "If")
+RECURRENCES = ("Scan", "Loop", "If")
 
 
-def to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
+def to_fp16(path: Path | str, out: Path | str, single: Collection[str] = RECURRENCES) -> tuple[str, ...]:
     """Write the FP32 file ``path`` as an FP16 file ``out``; inputs and outputs stay FP32.
 
     Parameters
@@ -30,6 +30,8 @@ def to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
         An ONNX file in FP32.
     out
         The file to write; its metadata are those of ``path``, with the precision changed.
+    single
+        Kinds of operators that stay in FP32, besides those that have no FP16 form.
 
     Returns
     -------
@@ -47,16 +49,16 @@ def to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
 
     convert, without_half = _converter()
     source = onnx.load(path)
-    half = ir.from_proto(convert(source, keep_io_types=True, op_block_list=[*without_half, *_RECURRENCES]))
+    half = ir.from_proto(convert(source, keep_io_types=True, op_block_list=[*without_half, *single]))
     half.graph.sort()  # the converter appends its casts at the end, and ONNX wants every value before it is read
     proto = ir.to_proto(half)
-    single = _still_single(proto)
+    kept = _still_single(proto)
     metadata = {entry.key: entry.value for entry in source.metadata_props} | {PRECISION_KEY: "fp16"}
-    if single:
-        metadata[SINGLE_KEY] = ", ".join(single)
+    if kept:
+        metadata[SINGLE_KEY] = ", ".join(kept)
     opset = next(entry.version for entry in source.opset_import if entry.domain == "")
     write_onnx(proto, Path(out), metadata, opset)
-    return single
+    return kept
 
 
 def _converter() -> tuple[Callable[..., ModelProto], list[str]]:

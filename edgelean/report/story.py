@@ -129,6 +129,37 @@ def comparison(report: Report) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def form_rows(report: Report) -> tuple[tuple[str, ...], ...]:
+    """Return per form of a sequence model: name, files, latency and energy of a sequence, latency of a call, remark."""
+    return tuple(
+        (
+            {"sequence": "whole sequence", "step": "step by step"}[each.form],
+            ", ".join(each.files),
+            f"{numbers.number(each.latency_ms)} ms",
+            numbers.UNKNOWN if each.energy_mj is None else f"{numbers.number(each.energy_mj)} mJ",
+            f"{numbers.number(each.call_ms)} ms",
+            "chosen" if each.chosen else "",
+        )
+        for each in report.forms
+    )
+
+
+def form_text(report: Report) -> str:
+    """Return the sentence about the two forms of a sequence model; empty for other models."""
+    if not report.forms:
+        return ""
+    taken = {each.form: f"{numbers.number(each.latency_ms)} ms" for each in report.forms}
+    words = {
+        "sequence": "as a whole, which is faster on the board",
+        "step": "step by step, which is faster on the board",
+    }[report.form or "sequence"]
+    first = report.forms[0]
+    return (
+        f"A sequence of {first.steps} steps is read {words}: {taken['sequence']} as a whole, {taken['step']} step by step "
+        f"({first.provenance})."
+    )
+
+
 def time_shares(report: Report) -> tuple[tuple[str, float, float], ...]:
     """Return ``(phase, seconds, share of the run)``, in the order of the report."""
     total = sum(report.timing.values()) or 1.0
