@@ -18,10 +18,10 @@ from edgelean.bench import Bench
 from edgelean.board import Precision
 from edgelean.errors import InputError
 from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
-from edgelean.exporter.fp16 import to_fp16
+from edgelean.exporter.fp16 import products_to_fp16, to_fp16
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import recording_of
-from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_name, steps_to_fp16
+from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_name
 from edgelean.exporter.targets import ExportTarget, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
 from edgelean.judging import judge, values_of
@@ -176,7 +176,7 @@ def _export(
     export_onnx(bench.model, bench.batch, whole, metadata=metadata | told)
     exported: dict[Form, dict[Precision, Path]] = {"sequence": _precisions(whole, half, to_fp16)}
     if steps is not None:
-        exported["step"] = _precisions(part, half, steps_to_fp16)
+        exported["step"] = _precisions(part, half, products_to_fp16)
     return steps, exported, notes
 
 

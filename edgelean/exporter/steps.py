@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from edgelean.errors import InputError
-from edgelean.exporter.fp16 import to_fp16
 from edgelean.exporter.onnx import OPSET, export_onnx
 from edgelean.exporter.recorded import Names
 
@@ -32,9 +31,6 @@ LENGTH_KEY = "edgelean.sequence_length"
 STATE_KEY = "edgelean.state_size"
 ANSWERS_KEY = "edgelean.answers"
 STEP_FORM_KEY = "edgelean.step_form"
-
-PRODUCTS = ("Conv", "Gemm", "MatMul")
-"""What computes in FP16 in a step form."""
 
 COMPARED_STEPS = 64
 """Time steps on which the step form is held against the model before it is exported."""
@@ -158,16 +154,3 @@ def export_steps(steps: Steps, path: Path | str, *, metadata: Mapping[str, str],
     """
     told = {**metadata, **steps.metadata("step")}
     return export_onnx(steps.form, steps.example, path, metadata=told, opset=opset, names=STEP_NAMES)
-
-
-def steps_to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
-    """Write the step form in ``path`` as one whose matrix products compute in FP16, and nothing else.
-
-    What is carried from step to step stays in FP32: a pole near the unit circle, a sum over time and a count of steps
-    are all wrong in FP16 before long. Weights of products are most of what a step reads, and those are halved.
-    See `to_fp16` for what is returned and raised.
-    """
-    import onnx
-
-    kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
-    return to_fp16(path, out, sorted(kinds.difference(PRODUCTS)))

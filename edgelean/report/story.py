@@ -149,14 +149,11 @@ def form_text(report: Report) -> str:
     if not report.forms:
         return ""
     taken = {each.form: f"{numbers.number(each.latency_ms)} ms" for each in report.forms}
-    words = {
-        "sequence": "as a whole, which is faster on the board",
-        "step": "step by step, which is faster on the board",
-    }[report.form or "sequence"]
+    chosen = {"sequence": "the whole sequence", "step": "step by step"}[report.form or "sequence"]
     first = report.forms[0]
     return (
-        f"A sequence of {first.steps} steps is read {words}: {taken['sequence']} as a whole, {taken['step']} step by step "
-        f"({first.provenance})."
+        f"A sequence of {first.steps} steps takes {taken['sequence']} as a whole and {taken['step']} step by step, "
+        f"{first.provenance}; chosen for the board: {chosen}."
     )
 
 
