@@ -85,15 +85,12 @@ def test_the_whole_sequence_has_one_length_and_says_which(exported):
 
 
 def test_a_step_form_with_another_weight_fails(exported, tmp_path):
-    model, steps, _, _ = exported
-    with torch.no_grad():
-        model.head.bias[1] += 0.5
-    try:
-        changed = export_steps(steps, tmp_path / "changed.onnx", metadata={})
-    finally:
-        with torch.no_grad():
-            model.head.bias[1] -= 0.5
-    check = verify(changed, FP32, evidence_of(model, signals()), "step")
+    model, _, files, _ = exported
+    proto = onnx.load(files["step"])
+    bias = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("head.bias"))
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.5, bias.name))
+    onnx.save(proto, tmp_path / "changed.onnx")
+    check = verify(tmp_path / "changed.onnx", FP32, evidence_of(model, signals()), "step")
     assert not check.passed
     assert "Failed on 6 test samples, step by step" in check.reason
 
@@ -211,7 +208,10 @@ def unkind(inputs, state):
         (Counter(unkind), "its step does not run: KeyError"),
         (Counter(lambda inputs, state: (inputs, ())), "what it remembers has to be tensors"),
         (Counter(lambda inputs, state: (inputs, {"h": inputs})), "tuples of them; found dict"),
-        (Counter(lambda inputs, state: (inputs, inputs.sum(0))), "tensors \\[2, ...\\] for a batch of 2, found"),
+        (
+            Counter(lambda inputs, state: (inputs, inputs.sum()[None])),
+            r"tensors \[2, ...\] for a batch of 2, found \[1\]",
+        ),
         (
             SequenceClassifier(
                 nn.Linear(FEATURES, WIDTH),
