@@ -192,7 +192,19 @@ def test_what_does_not_fill_a_step_is_told(bundle, tmp_path, capsys):
     assert run(bundle, "--stream", tmp_path / "x.wav") == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("3: ")
-    assert "the last 1 numbers are no whole time step" in printed.err
+    assert "the last 1 numbers fill no time step" in printed.err
+
+
+@pytest.mark.parametrize("ending", ["wav", "npy"])
+def test_time_steps_overlap_where_a_hop_is_given(ending, bundle, tmp_path, capsys):
+    x = save_wav(tmp_path / "x.wav", signal(5000, 1), 2)[:, 0]  # more than is read at once
+    np.save(tmp_path / "x.npy", x)
+    assert run(bundle, "--stream", tmp_path / f"x.{ending}", "--hop", 1, "--every", 999) == 0
+    printed = capsys.readouterr()
+    lines = told(printed.out)
+    assert lines[-1][0] == 4999
+    assert right(lines, expected(np.stack([x[:-1], x[1:]], 1)))
+    assert printed.err == ""
 
 
 def test_one_number_a_step_may_come_as_a_plain_row(mono, tmp_path, capsys):
@@ -224,8 +236,13 @@ def test_another_length_than_the_model_takes_is_refused_with_the_way_out(bundle,
         (["--stream", "gone.wav"], "gone.wav: cannot be read as a .wav file"),
         (["--stream", "text.wav"], "text.wav: cannot be read as a .wav file"),
         (["--stream", "three.wav"], "has 3 channels, and the model reads 2 numbers in a time step"),
-        (["--stream", "many.npy"], "a signal is an array of numbers of shape [time steps, 2], found (3, 5, 2)"),
+        (
+            ["--stream", "many.npy"],
+            "a signal is an array of numbers of shape [time steps, 2], or a row of them, found (3, 5, 2)",
+        ),
         (["--stream", "words.npy"], "array of numbers"),
+        (["--stream", "x.npy", "--hop", "1"], "of shape [numbers], where --hop is given, found (4, 2)"),
+        (["--stream", "x.npy", "--hop", "3"], "--hop 3: a time step has 2 numbers"),
         (["--stream", "empty.npy"], "empty.npy: there is no time step in it"),
     ],
 )
@@ -241,7 +258,9 @@ def test_what_cannot_be_streamed_is_refused(words, complaint, bundle, tmp_path, 
     assert complaint in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["x.npy", "--stream", "x.npy"], ["x.npy", "--every", "3"]])
+@pytest.mark.parametrize(
+    "words", [[], ["x.npy", "--stream", "x.npy"], ["x.npy", "--every", "3"], ["x.npy", "--hop", "3"]]
+)
 def test_a_command_that_says_too_little_or_too_much_is_refused(words, bundle, capsys):
     with pytest.raises(SystemExit) as ended:
         run(bundle, *words)

@@ -1,7 +1,7 @@
 """Run an exported model on samples, or on a signal: stands alone, needs numpy and onnxruntime, Python 3.8 or newer.
 
     python run_onnx.py INPUT.npy [--model model.onnx] [--benchmark]
-    python run_onnx.py --stream FILE.npy|FILE.wav [--model model.step.onnx] [--every N] [--benchmark]
+    python run_onnx.py --stream FILE.npy|FILE.wav [--model model.step.onnx] [--every N] [--hop N]
 
 The first reads one file per input of the model, the samples along the first dimension, and prints one line per sample.
 The second goes through one signal step by step, of any length, and prints the answer after the last step. The SHA-256
@@ -152,21 +152,21 @@ def predict(session: Any, feeds: Dict[str, Any], batch: int, labels: Sequence[st
             print("{}: {}".format(index, line(output, labels)))
 
 
-def numbers(path: str, shape: Sequence[int]) -> Iterator[Any]:
-    """Yield the numbers of a file in order, some time steps of ``shape`` at once."""
+def numbers(path: str, shape: Sequence[int], framed: bool) -> Iterator[Any]:
+    """Yield the numbers of a file in order; ``framed``: a .npy file may also have its time steps side by side."""
     if path.lower().endswith(".wav"):
         for samples in wav_samples(path, int(np.prod(shape))):
             yield samples
         return
     array = load(path)
-    if array.ndim == len(shape) + 2 and len(array) == 1:
+    if framed and array.ndim == len(shape) + 2 and len(array) == 1:
         array = array[0]
-    if array.ndim == 1 and list(shape) == [1]:
-        array = array[:, None]
-    if array.ndim != len(shape) + 1 or array.shape[1:] != tuple(shape) or array.dtype.kind not in "fiub":
+    plain = array.ndim == 1 and len(shape) == 1
+    if not (plain or (framed and array.shape[1:] == tuple(shape))) or array.dtype.kind not in "fiub":
         wanted = ", ".join(["time steps"] + [str(size) for size in shape])
+        wanted = "[{}], or a row of them".format(wanted) if framed else "[numbers], where --hop is given"
         raise RefusedError(
-            "{}: a signal is an array of numbers of shape [{}], found {} of {}".format(
+            "{}: a signal is an array of numbers of shape {}, found {} of {}".format(
                 path, wanted, array.shape, array.dtype
             )
         )
@@ -202,20 +202,26 @@ def from_pcm(content: bytes, size: int) -> Any:
     return (wide.view("<i4")[:, 0] / FULL_SCALE).astype(np.float32)
 
 
-def time_steps(paths: Iterable[str], entry: Any) -> Iterator[Any]:
-    """Yield the time steps of a signal, as the input ``entry`` wants them; it goes on from file to file."""
+def time_steps(paths: Iterable[str], entry: Any, hop: int) -> Iterator[Any]:
+    """Yield the time steps of a signal, as the input ``entry`` wants them; it goes on from file to file.
+
+    ``hop``: how many numbers after the beginning of a time step the next one begins; 0 for right after its end.
+    """
     shape = [int(size) for size in entry.shape[1:]]
     width = int(np.prod(shape))
-    rest = np.zeros(0)
+    if hop > width:
+        raise RefusedError("--hop {}: a time step has {} numbers, and none are left out between two".format(hop, width))
+    framed, hop, rest, heard = not hop, hop or width, np.zeros(0), 0
     for path in paths:
-        for chunk in numbers(path, shape):
+        for chunk in numbers(path, shape, framed):
             rest = np.concatenate([rest, chunk]) if len(rest) else chunk
-            whole = len(rest) // width
-            for step in typed(rest[: whole * width].reshape([whole, 1, *shape]), entry):
-                yield step
-            rest = rest[whole * width :]
-    if len(rest):
-        print("warning: the last {} numbers are no whole time step, and left out".format(len(rest)), file=sys.stderr)
+            whole = max(0, (len(rest) - width) // hop + 1)
+            for first in range(0, whole * hop, hop):
+                yield typed(rest[first : first + width].reshape([1, *shape]), entry)
+            rest, heard = rest[whole * hop :], width - hop if whole else heard
+    if len(rest) > heard:
+        left = len(rest) - heard
+        print("warning: the last {} numbers fill no time step, and are left out".format(left), file=sys.stderr)
 
 
 class Stream:
@@ -235,10 +241,10 @@ class Stream:
         return output[0]
 
 
-def follow(session: Any, paths: Sequence[str], every: int, labels: Sequence[str]) -> None:
+def follow(session: Any, paths: Sequence[str], hop: int, every: int, labels: Sequence[str]) -> None:
     """Print the answer after the last time step of a signal, and after every so many; 0 for the last only."""
     stream, answer = Stream(session), None
-    for step in time_steps(paths, stream.entry):
+    for step in time_steps(paths, stream.entry, hop):
         if every and answer is not None and stream.steps % every == 0:
             print("{}: {}".format(stream.steps, line(answer, labels)))
         answer = stream.advance(step)
@@ -247,10 +253,10 @@ def follow(session: Any, paths: Sequence[str], every: int, labels: Sequence[str]
     print("{}: {}".format(stream.steps, line(answer, labels)))
 
 
-def first_step(session: Any, paths: Sequence[str]) -> Dict[str, Any]:
+def first_step(session: Any, paths: Sequence[str], hop: int) -> Dict[str, Any]:
     """Return the feeds of the first time step of a signal."""
     stream = Stream(session)
-    for step in time_steps(paths, stream.entry):
+    for step in time_steps(paths, stream.entry, hop):
         return dict(zip(stream.names, [step, stream.state]))
     raise RefusedError("{}: there is no time step in it".format(", ".join(paths)))
 
@@ -294,9 +300,9 @@ def run(arguments: argparse.Namespace) -> None:
         print("warning: this bundle is not verified, see README.md", file=sys.stderr)
     if arguments.stream:
         if arguments.benchmark:
-            benchmark(session, first_step(session, arguments.stream), 1)
+            benchmark(session, first_step(session, arguments.stream, arguments.hop), 1)
         else:
-            follow(session, arguments.stream, arguments.every, labels)
+            follow(session, arguments.stream, arguments.hop, arguments.every, labels)
         return
     feeds = read_feeds(arguments.inputs, session, manifest)
     batch = int(manifest.get("batch", 1))
@@ -314,13 +320,14 @@ def main(words: Optional[List[str]] = None) -> int:
         "--stream", nargs="+", metavar="FILE", help="a signal, .npy or .wav; several files are its parts"
     )
     parser.add_argument("--every", type=int, default=0, metavar="N", help="answer after every N steps of a signal, too")
+    parser.add_argument("--hop", type=int, default=0, metavar="N", help="time steps overlap, and begin N numbers apart")
     parser.add_argument("--model", help="an ONNX file of this bundle (default: model.onnx, or its step model)")
     parser.add_argument("--benchmark", action="store_true", help="print the latency of a call instead of answers")
     arguments = parser.parse_args(words)
     if bool(arguments.inputs) == bool(arguments.stream):
         parser.error("give samples in INPUT.npy, or a signal after --stream")
-    if arguments.every < 0 or (arguments.every and not arguments.stream):
-        parser.error("--every N: a number of time steps of a signal: it goes with --stream")
+    if min(arguments.every, arguments.hop) < 0 or ((arguments.every or arguments.hop) and not arguments.stream):
+        parser.error("--every N and --hop N are positive numbers, and go with --stream")
     try:
         run(arguments)
     except RefusedError as error:
