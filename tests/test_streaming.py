@@ -207,6 +207,12 @@ def test_time_steps_overlap_where_a_hop_is_given(ending, bundle, tmp_path, capsy
     assert printed.err == ""
 
 
+def test_sound_can_be_made_louder(mono, tmp_path, capsys):
+    written = save_wav(tmp_path / "x.wav", signal(9, 1), 2)
+    assert run(mono, "--stream", tmp_path / "x.wav", "--gain", 2.5) == 0
+    assert right(told(capsys.readouterr().out), expected(2.5 * written))
+
+
 def test_one_number_a_step_may_come_as_a_plain_row(mono, tmp_path, capsys):
     np.save(tmp_path / "x.npy", signal(12, 1)[:, 0])
     assert run(mono, "--stream", tmp_path / "x.npy") == 0

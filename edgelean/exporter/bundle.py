@@ -231,7 +231,7 @@ def _streaming(facts: BundleFacts, models: Sequence[str]) -> list[str]:
         "next, zeros at the start. FILE is a .npy file with one signal, time first, or a .wav file, whose samples are "
         "read as numbers from -1 to 1, at the rate at which they are; several files are parts of one signal. "
         "`--every N` also prints what the model says after every N steps; with `--hop N` the steps of a row of numbers "
-        "overlap, and begin N numbers apart.",
+        "overlap, and begin N numbers apart; `--gain X` multiplies the numbers.",
         "",
         f"| form | files | {length} time steps | one call | |",
         "| --- | --- | --- | --- | --- |",

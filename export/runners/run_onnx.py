@@ -1,7 +1,7 @@
 """Run an exported model on samples, or on a signal: stands alone, needs numpy and onnxruntime, Python 3.8 or newer.
 
     python run_onnx.py INPUT.npy [--model model.onnx] [--benchmark]
-    python run_onnx.py --stream FILE.npy|FILE.wav [--model model.step.onnx] [--every N] [--hop N]
+    python run_onnx.py --stream FILE.npy|FILE.wav [--model model.step.onnx] [--every N] [--hop N] [--gain X]
 
 The first reads one file per input of the model, the samples along the first dimension, and prints one line per sample.
 The second goes through one signal step by step, of any length, and prints the answer after the last step. The SHA-256
@@ -202,10 +202,11 @@ def from_pcm(content: bytes, size: int) -> Any:
     return (wide.view("<i4")[:, 0] / FULL_SCALE).astype(np.float32)
 
 
-def time_steps(paths: Iterable[str], entry: Any, hop: int) -> Iterator[Any]:
+def time_steps(paths: Iterable[str], entry: Any, hop: int, gain: float) -> Iterator[Any]:
     """Yield the time steps of a signal, as the input ``entry`` wants them; it goes on from file to file.
 
     ``hop``: how many numbers after the beginning of a time step the next one begins; 0 for right after its end.
+    ``gain``: what all numbers are multiplied by.
     """
     shape = [int(size) for size in entry.shape[1:]]
     width = int(np.prod(shape))
@@ -217,7 +218,8 @@ def time_steps(paths: Iterable[str], entry: Any, hop: int) -> Iterator[Any]:
             rest = np.concatenate([rest, chunk]) if len(rest) else chunk
             whole = max(0, (len(rest) - width) // hop + 1)
             for first in range(0, whole * hop, hop):
-                yield typed(rest[first : first + width].reshape([1, *shape]), entry)
+                step = rest[first : first + width].reshape([1, *shape])
+                yield typed(step if gain == 1 else gain * step, entry)
             rest, heard = rest[whole * hop :], width - hop if whole else heard
     if len(rest) > heard:
         left = len(rest) - heard
@@ -241,24 +243,24 @@ class Stream:
         return output[0]
 
 
-def follow(session: Any, paths: Sequence[str], hop: int, every: int, labels: Sequence[str]) -> None:
+def follow(session: Any, arguments: argparse.Namespace, labels: Sequence[str]) -> None:
     """Print the answer after the last time step of a signal, and after every so many; 0 for the last only."""
-    stream, answer = Stream(session), None
-    for step in time_steps(paths, stream.entry, hop):
+    stream, answer, every = Stream(session), None, arguments.every
+    for step in time_steps(arguments.stream, stream.entry, arguments.hop, arguments.gain):
         if every and answer is not None and stream.steps % every == 0:
             print("{}: {}".format(stream.steps, line(answer, labels)))
         answer = stream.advance(step)
     if answer is None:
-        raise RefusedError("{}: there is no time step in it".format(", ".join(paths)))
+        raise RefusedError("{}: there is no time step in it".format(", ".join(arguments.stream)))
     print("{}: {}".format(stream.steps, line(answer, labels)))
 
 
-def first_step(session: Any, paths: Sequence[str], hop: int) -> Dict[str, Any]:
+def first_step(session: Any, arguments: argparse.Namespace) -> Dict[str, Any]:
     """Return the feeds of the first time step of a signal."""
     stream = Stream(session)
-    for step in time_steps(paths, stream.entry, hop):
+    for step in time_steps(arguments.stream, stream.entry, arguments.hop, arguments.gain):
         return dict(zip(stream.names, [step, stream.state]))
-    raise RefusedError("{}: there is no time step in it".format(", ".join(paths)))
+    raise RefusedError("{}: there is no time step in it".format(", ".join(arguments.stream)))
 
 
 def benchmark(session: Any, feeds: Dict[str, Any], batch: int) -> None:
@@ -300,9 +302,9 @@ def run(arguments: argparse.Namespace) -> None:
         print("warning: this bundle is not verified, see README.md", file=sys.stderr)
     if arguments.stream:
         if arguments.benchmark:
-            benchmark(session, first_step(session, arguments.stream, arguments.hop), 1)
+            benchmark(session, first_step(session, arguments), 1)
         else:
-            follow(session, arguments.stream, arguments.hop, arguments.every, labels)
+            follow(session, arguments, labels)
         return
     feeds = read_feeds(arguments.inputs, session, manifest)
     batch = int(manifest.get("batch", 1))
@@ -321,6 +323,7 @@ def main(words: Optional[List[str]] = None) -> int:
     )
     parser.add_argument("--every", type=int, default=0, metavar="N", help="answer after every N steps of a signal, too")
     parser.add_argument("--hop", type=int, default=0, metavar="N", help="time steps overlap, and begin N numbers apart")
+    parser.add_argument("--gain", type=float, default=1.0, metavar="X", help="multiply the numbers of a signal by X")
     parser.add_argument("--model", help="an ONNX file of this bundle (default: model.onnx, or its step model)")
     parser.add_argument("--benchmark", action="store_true", help="print the latency of a call instead of answers")
     arguments = parser.parse_args(words)
