@@ -1,14 +1,19 @@
-"""Which of the two forms of a sequence model is chosen for a board."""
+"""Which of the two forms of a sequence model is chosen for a board, and what the report says of them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sample_report import sample_report
 
 from edgelean.delivery import _chosen, _compared
 from edgelean.reading import Figure, Provenance, Reading
+from edgelean.report import Report, story
+from edgelean.report.html import render
+from edgelean.report.model import FormFigures
 from edgelean.verifier import ArtifactCheck
 
 STEPS = 10
@@ -71,3 +76,32 @@ def test_what_a_step_takes_counts_once_for_every_time_step():
 def test_without_an_energy_there_is_none():
     _, step = compared(reading(1.0), reading(0.2), [check("sequence"), check("step")])
     assert step.energy_mj is None
+
+
+def forms(chosen="sequence"):
+    costs = {"sequence": (0.33, 0.33), "step": (10.84, 0.169)}
+    return tuple(
+        FormFigures(
+            form=form, files=(f"model.{form}.onnx",), steps=64, latency_ms=whole, low_ms=whole, high_ms=whole,
+            call_ms=call, energy_mj=2.0, provenance=Provenance.MODELLED, method="by a formula", chosen=form == chosen,
+        )
+        for form, (whole, call) in costs.items()
+    )  # fmt: skip
+
+
+def test_both_forms_of_a_sequence_model_are_told_with_the_chosen_one():
+    report = sample_report(form="sequence", forms=forms())
+    sentence = story.form_text(report)
+    assert "64 steps takes 0.330 ms as a whole and 10.8 ms step by step, modelled" in sentence
+    assert sentence.endswith("chosen for the board: the whole sequence.")
+    assert [row[-1] for row in story.form_rows(report)] == ["chosen", ""]
+    page = render(report)
+    assert "model.step.onnx" in page
+    assert sentence in page
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    assert report.to_json()["form"] == "sequence"
+
+
+def test_a_model_of_one_form_has_no_word_about_forms():
+    assert story.form_text(sample_report()) == ""
+    assert "Two forms" not in render(sample_report())

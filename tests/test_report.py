@@ -18,7 +18,7 @@ from edgelean.reading import Provenance
 from edgelean.report import Report, numbers, read_report, story, write_report
 from edgelean.report.history import from_events
 from edgelean.report.html import render
-from edgelean.report.model import FormFigures, Side, Spectrum
+from edgelean.report.model import Side, Spectrum
 from edgelean.report.plots import Line, Mark, Trend, draw_spectrum, draw_trend
 
 HOSTILE = "<script>alert('$x$')</script>"
@@ -396,32 +396,3 @@ def test_report_command_opens_the_page(command, tmp_path, monkeypatch):
 def test_report_command_on_a_folder_without_a_run_raises_what_is_missing(command, tmp_path):
     result = command(tmp_path)
     assert isinstance(result.exception, MissingError)
-
-
-def forms(chosen="sequence"):
-    costs = {"sequence": (0.33, 0.33), "step": (10.84, 0.169)}
-    return tuple(
-        FormFigures(
-            form=form, files=(f"model.{form}.onnx",), steps=64, latency_ms=whole, low_ms=whole, high_ms=whole,
-            call_ms=call, energy_mj=2.0, provenance=Provenance.MODELLED, method="by a formula", chosen=form == chosen,
-        )
-        for form, (whole, call) in costs.items()
-    )  # fmt: skip
-
-
-def test_both_forms_of_a_sequence_model_are_told_with_the_chosen_one():
-    report = sample_report(form="sequence", forms=forms())
-    sentence = story.form_text(report)
-    assert "64 steps takes 0.330 ms as a whole and 10.8 ms step by step, modelled" in sentence
-    assert sentence.endswith("chosen for the board: the whole sequence.")
-    assert [row[-1] for row in story.form_rows(report)] == ["chosen", ""]
-    page = render(report)
-    assert "model.step.onnx" in page
-    assert sentence in page
-    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
-    assert report.to_json()["form"] == "sequence"
-
-
-def test_a_model_of_one_form_has_no_word_about_forms():
-    assert story.form_text(sample_report()) == ""
-    assert "Two forms" not in render(sample_report())
