@@ -113,8 +113,15 @@ def assemble(made: Materials) -> Report:
         references=REFERENCES + (BALANCING if states else ()),
         training_energy_method=spent_on(events, LEAN).method,
         electricity=job.profile.electricity.words,
-        commands=("cd bundle", "python run_onnx.py INPUT.npy", "python run_onnx.py INPUT.npy --benchmark"),
+        commands=_commands(delivery),
+        form=delivery.form,
+        forms=delivery.forms,
     )
+
+
+def _commands(delivery: Delivery) -> tuple[str, ...]:
+    stream = ("python run_onnx.py --stream FILE.npy",) if delivery.forms else ()
+    return "cd bundle", "python run_onnx.py INPUT.npy", "python run_onnx.py INPUT.npy --benchmark", *stream
 
 
 def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,17 @@ class Bench:
             operators = operators_of(self._exported("fp32"), self.profile.batch)
             return self.target.read(Candidate(self._exported, operators, self._feeds))
 
-    def read_files(self, onnx: Mapping[Precision, Path]) -> Reading:
-        """Read the exported files of the present model, one a precision, thoroughly: the verdicts rest on it."""
+    def read_files(self, onnx: Mapping[Precision, Path], sample: Callable[[], Feeds] | None = None) -> Reading:
+        """Read the exported files of the present model, one a precision, thoroughly: the verdicts rest on it.
+
+        Parameters
+        ----------
+        sample
+            Gives the feeds of one batch, where those are not the inputs of the model.
+        """
         with self._stopwatch.phase("measuring"):
             operators = operators_of(onnx["fp32"], self.profile.batch)
-            candidate = Candidate(lambda precision: onnx[precision], operators, self._feeds)
+            candidate = Candidate(lambda precision: onnx[precision], operators, sample or self._feeds)
             return thorough(self.target, self.profile).read(candidate)
 
     def _exported(self, precision: Precision) -> Path:

@@ -279,10 +279,14 @@ def _wanted(profile: str | Path | Profile | None, wishes: Wishes) -> Profile:
 
 
 def _bundled(folder: Path) -> dict[Precision, Path]:
-    """Return the ONNX files of a run, or of a bundle, by their precision; their hashes were compared."""
+    """Return the ONNX files of a run, or of a bundle, by their precision; their hashes were compared.
+
+    Of a model with two forms those of the whole sequence: the budgets are about an inference, and a step is none.
+    """
     for bundle in (folder / "bundle", folder):
         if (bundle / MANIFEST).is_file():
-            return {check["precision"]: bundle / check["file"] for check in check_bundle(bundle)["checks"]}
+            checks = [check for check in check_bundle(bundle)["checks"] if check["form"] != "step"]
+            return {check["precision"]: bundle / check["file"] for check in checks}
     raise MissingError(f"{folder}: holds no bundle: name the folder of a run that ended, or an ONNX file")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelean.errors import InputError, VerificationError
+from edgelean.exporter.steps import ANSWERS_KEY, LENGTH_KEY, Form
 from edgelean.exporter.targets import ExportTarget, Tolerances
 
 Array = NDArray[Any]
 Metric = Callable[[Array, Array], float]
+Call = Callable[[Any, Sequence[Array]], Array]
+"""Runs a session of onnxruntime on one batch and returns the first output."""
 
 _ALONE = 16
 """Samples that are run a second time, one by one: a graph can be right for a batch and wrong for a single sample."""
+
+_MOST_CALLS = 20_000
+"""Calls of a step form; where the whole test split needs more, sequences from all over it are run."""
+
+_TOGETHER = 256
+"""Sequences that go through a step form at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,8 @@ class ArtifactCheck:
         and in the metric.
     passed, reason
         The verdict, and why, in one sentence.
+    form
+        How the file reads a sequence; None where the model has one form only.
     """
 
     file: str
@@ -79,9 +90,10 @@ class ArtifactCheck:
     rel_l2: float
     passed: bool
     reason: str
+    form: Form | None = None
 
 
-def verify(path: Path | str, target: ExportTarget, evidence: Evidence) -> ArtifactCheck:
+def verify(path: Path | str, target: ExportTarget, evidence: Evidence, form: Form | None = None) -> ArtifactCheck:
     """Run an ONNX file over the whole test split and compare it with the trained model.
 
     Every batch is run as it comes, and the first samples once more on their own. The file fails when it does not run,
@@ -98,10 +110,11 @@ def verify(path: Path | str, target: ExportTarget, evidence: Evidence) -> Artifa
     """
     import onnxruntime
 
-    path = Path(path)
+    path, whole = Path(path), len(evidence.outputs)
     if bad := _not_finite(evidence.outputs):
         raise VerificationError(f"the trained model itself gives NaN or infinity in {bad} of the test samples")
-    found, alone, complaint = _outputs(path, evidence)
+    evidence = bounded(evidence) if form == "step" else evidence
+    found, alone, complaint = _outputs(path, evidence, _stream if form == "step" else _call)
     figures = _compare(found, evidence, target.tolerances.near_tie)
     complaints = [complaint] if complaint else _excesses(figures, evidence.metric_name, target.tolerances)
     complaints = complaints or _excess_of_singles(alone, evidence.outputs, target.tolerances)
@@ -116,7 +129,8 @@ def verify(path: Path | str, target: ExportTarget, evidence: Evidence) -> Artifa
         agreement=figures.agreement,
         rel_l2=figures.rel_l2,
         passed=not complaints,
-        reason=_sentence(complaints, figures, target.tolerances),
+        reason=_sentence(complaints, figures, target.tolerances, _samples(form, figures.samples, whole)),
+        form=form,
     )
 
 
@@ -206,17 +220,46 @@ def _excess_of_singles(alone: Array, wanted: Array, allowed: Tolerances) -> list
     return [] if off <= allowed.rel_l2 else [f"in a batch of one its outputs are off by up to {off:.2g} of their norm"]
 
 
-def _sentence(complaints: list[str], figures: _Figures, allowed: Tolerances) -> str:
+def _samples(form: Form | None, seen: int, whole: int) -> str:
+    words = f"all {whole} test samples" if seen == whole else f"{seen} of the {whole} test samples"
+    return f"{words}, step by step," if form == "step" else words
+
+
+def _sentence(complaints: list[str], figures: _Figures, allowed: Tolerances, samples: str) -> str:
     if complaints:
-        return f"Failed on {figures.samples} test samples: {'; '.join(complaints)}."
+        return f"Failed on {samples.removeprefix('all ').removesuffix(',')}: {'; '.join(complaints)}."
     ties = f"; {figures.ties} near ties went the other way" if figures.ties else ""
-    return (
-        f"On all {figures.samples} test samples its outputs are within {figures.rel_l2:.2g} of their norm "
-        f"(allowed {allowed.rel_l2:g}){ties}."
+    return f"On {samples} its outputs are within {figures.rel_l2:.2g} of their norm (allowed {allowed.rel_l2:g}){ties}."
+
+
+def bounded(evidence: Evidence) -> Evidence:
+    """Return the evidence on as many sequences as a step form can be run over in a short time, many at once.
+
+    Where the test split has more, groups from its beginning to its end are taken: it may be sorted.
+    """
+    groups: list[list[Array]] = []
+    for batch in evidence.batches:
+        last = groups[-1] if groups else None
+        if last is None or len(last[0]) + len(batch[0]) > _TOGETHER or last[0].shape[1:] != batch[0].shape[1:]:
+            groups.append([np.asarray(array) for array in batch])
+        else:
+            groups[-1] = [np.concatenate(pair) for pair in zip(last, batch, strict=True)]
+    ends = np.cumsum([len(group[0]) for group in groups])
+    if not groups or ends[-1] != len(evidence.outputs):
+        return evidence
+    longest = max(group[0].shape[1] if group[0].ndim > 1 else 1 for group in groups)
+    most = min(len(groups), max(1, _MOST_CALLS // longest))
+    chosen = np.unique(np.linspace(0, len(groups) - 1, most).round().astype(int))
+    rows = np.concatenate([np.arange(ends[index] - len(groups[index][0]), ends[index]) for index in chosen])
+    return replace(
+        evidence,
+        batches=[groups[index] for index in chosen],
+        outputs=evidence.outputs[rows],
+        targets=evidence.targets[rows],
     )
 
 
-def _outputs(path: Path, evidence: Evidence) -> tuple[Array, Array, str]:
+def _outputs(path: Path, evidence: Evidence, call: Call) -> tuple[Array, Array, str]:
     """Return the artifact's outputs, those of the first samples alone, and what makes them unusable, or nothing.
 
     The outputs are finite and have the shape of the model's, whatever the artifact gave.
@@ -224,7 +267,7 @@ def _outputs(path: Path, evidence: Evidence) -> tuple[Array, Array, str]:
     wanted = evidence.outputs
     nothing, none = np.zeros_like(wanted), wanted[:0]
     try:
-        found, alone = _run(path, evidence.batches)
+        found, alone = _run(path, evidence.batches, call)
     except _UnusableError as error:
         return nothing, none, str(error)
     if len(found) != len(wanted):
@@ -240,16 +283,18 @@ class _UnusableError(Exception):
     """onnxruntime cannot run the artifact; the message says why."""
 
 
-def _run(path: Path, batches: Iterable[Sequence[Array]]) -> tuple[Array, Array]:
+def _run(path: Path, batches: Iterable[Sequence[Array]], call: Call) -> tuple[Array, Array]:
     """Return the outputs ``[n, ...]`` for all batches, and for the first samples each in a batch of one."""
     session = _open(path)
     parts: list[Array] = []
     alone: list[Array] = []
     for batch in batches:
-        parts.append(_call(session, batch))
+        parts.append(call(session, batch))
         if not alone:
-            singles = range(min(len(batch[0]), _ALONE))
-            alone = [_call(session, [array[index : index + 1] for array in batch]) for index in singles]
+            # A step form is called once for each time step.
+            most = min(_ALONE, max(1, _MOST_CALLS // batch[0].shape[1])) if call is _stream else _ALONE
+            singles = range(min(len(batch[0]), most))
+            alone = [call(session, [array[index : index + 1] for array in batch]) for index in singles]
     if not parts:
         raise InputError("the test split is empty; an artifact can only be verified on samples")
     return np.concatenate(parts), np.concatenate(alone)
@@ -267,18 +312,46 @@ def _open(path: Path) -> Any:
 
 
 def _call(session: Any, batch: Sequence[Array]) -> Array:
-    names = [entry.name for entry in session.get_inputs()]
-    if len(names) != len(batch):
-        raise InputError(f"the artifact has the inputs {', '.join(names)}, the test split gives {len(batch)} arrays")
-    try:
-        output: Array = session.run(None, dict(zip(names, batch, strict=True)))[0]
-    except Exception as error:  # as in _open
-        raise _UnusableError(
-            f"onnxruntime cannot run it on a batch of {len(batch[0])}: {_first_line(error)}"
-        ) from error
+    _refuse_length(session, batch)
+    output = _called(session, batch)[0]
     if output.shape[:1] != (len(batch[0]),):
         raise _UnusableError(f"for a batch of {len(batch[0])} its output has the shape {list(output.shape)}")
     return output
+
+
+def _stream(session: Any, batch: Sequence[Array]) -> Array:
+    """Run a step form over every time step of a batch, from zeros, and return its answer for the whole sequences."""
+    (inputs,) = batch
+    state = np.zeros((len(inputs), session.get_inputs()[-1].shape[-1]), np.float32)
+    answers: list[Array] = []
+    for step in np.moveaxis(inputs, 1, 0):
+        output, state = _called(session, [np.ascontiguousarray(step), state])
+        answers.append(output)
+    every = session.get_modelmeta().custom_metadata_map.get(ANSWERS_KEY) == "every"
+    return np.stack(answers, 1) if every else answers[-1]
+
+
+def _called(session: Any, arrays: Sequence[Array]) -> list[Array]:
+    names = [entry.name for entry in session.get_inputs()]
+    if len(names) != len(arrays):
+        raise InputError(f"the artifact has the inputs {', '.join(names)}, the test split gives {len(arrays)} arrays")
+    try:
+        outputs: list[Array] = session.run(None, dict(zip(names, arrays, strict=True)))
+    except Exception as error:  # as in _open
+        raise _UnusableError(
+            f"onnxruntime cannot run it on a batch of {len(arrays[0])}: {_first_line(error)}"
+        ) from error
+    return outputs
+
+
+def _refuse_length(session: Any, batch: Sequence[Array]) -> None:
+    """Refuse sequences of another length than a file takes, which onnxruntime would blame on an operator inside."""
+    length = session.get_modelmeta().custom_metadata_map.get(LENGTH_KEY)
+    if length is not None and batch[0].shape[1:2] != (int(length),):
+        raise _UnusableError(
+            f"it takes sequences of {length} time steps and the test split has one of {batch[0].shape[1]}: cut and pad "
+            "them to one length, or use the step form, which takes any"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -153,7 +153,7 @@ def test_a_link_cannot_lead_outside(bundle):
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"), [({"files": ["model.onnx"]}, "files: is missing"), ({"format": 99}, "format: must be 1")]
+    ("change", "complaint"), [({"files": ["model.onnx"]}, "files: is missing"), ({"format": 99}, "format: must be 2")]
 )
 def test_a_manifest_of_another_kind_is_refused_with_its_key(bundle, change, complaint):
     rewrite(bundle, **change)
@@ -172,3 +172,22 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path):
 def rewrite(bundle, **change):
     path = bundle / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def test_the_readme_of_a_sequence_model_has_both_forms(model, tmp_path):
+    step = small_onnx.save_perceptron(tmp_path / "model.step.onnx")
+    cost = {"provenance": "modelled", "latency_ms": 2.5, "call_ms": 0.25}
+    forms = [
+        {"form": "sequence", "files": ["model.onnx"], "chosen": False, **cost},
+        {"form": "step", "files": ["model.step.onnx"], "chosen": True, **cost},
+    ]
+    stream = {"sequence_length": 10, "state_size": 33, "answers": "last"}
+    facts = BundleFacts(**vars(FACTS) | {"form": "step", "forms": forms, "stream": stream})
+    bundle = write_bundle(tmp_path / "two", [model, step], facts)
+    manifest, readme = check_bundle(bundle), (bundle / "README.md").read_text()
+    assert (manifest["form"], manifest["forms"], manifest["stream"]) == ("step", forms, stream)
+    assert "python run_onnx.py INPUT.npy --model model.onnx" in readme
+    assert "INPUT.npy --model model.step.onnx" not in readme
+    assert "python run_onnx.py --stream FILE --model model.step.onnx" in readme
+    assert "| step | `model.step.onnx` | 2.5 ms, modelled | 0.25 ms | chosen for the board |" in readme
+    assert "takes 10 time steps" in readme

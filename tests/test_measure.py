@@ -152,7 +152,7 @@ def test_board_with_half_precision_gets_the_file_as_it_is_or_converted(tmp_path,
 
 @pytest.fixture
 def run(tmp_path, perceptron):
-    """The folder of a run whose bundle has a file in FP32 and one in FP16."""
+    """The folder of a run whose bundle has a file in FP32 and one in FP16, and a step form of each."""
     from sample_report import sample_report
 
     profile = load_profile("jetson-orin").with_budgets("50%", "0.04mJ")
@@ -162,13 +162,23 @@ def run(tmp_path, perceptron):
     (folder / "report.json").write_text(json.dumps(sample_report().to_json()))
     to_fp16(perceptron, tmp_path / "model.fp16.onnx")
     (tmp_path / "model.onnx").write_bytes(perceptron.read_bytes())
-    checks = [{"file": f"model{part}.onnx", "precision": kind, "passed": True, "reason": ""} for part, kind in KINDS]
+    for kind in ("onnx", "fp16.onnx"):
+        (tmp_path / f"model.step.{kind}").write_bytes((tmp_path / f"model.{kind}").read_bytes())
+    checks = [
+        {"file": f"model{part}.onnx", "precision": kind, "form": form, "passed": True, "reason": ""}
+        for part, kind, form in KINDS
+    ]
     files = [tmp_path / check["file"] for check in checks]
     write_bundle(folder / "bundle", files, BundleFacts(title="run", batch=1, checks=checks))
     return folder
 
 
-KINDS = (("", "fp32"), (".fp16", "fp16"))
+KINDS = (
+    ("", "fp32", "sequence"),
+    (".fp16", "fp16", "sequence"),
+    (".step", "fp32", "step"),
+    (".step.fp16", "fp16", "step"),
+)
 
 
 def test_run_is_measured_in_the_precision_and_with_the_budgets_of_its_own_profile(run, monkeypatch):

@@ -156,29 +156,3 @@ def test_a_layer_without_some_states_and_features_is_the_layer_with_those_masked
         states = before // 2 + 1 if isinstance(layer, Mamba) else before  # the others' are truncated, not masked
         assert (layer.width, layer.states) == (WIDTH // 2 + 1, states)
         assert law.deviation(masked, [model(*probe)]) < 1e-12
-
-
-@pytest.mark.slow
-def test_both_forms_of_all_layers_compute_the_same_in_onnxruntime(tmp_path):
-    import onnxruntime
-
-    from edgelean.exporter.onnx import export_onnx
-
-    model, inputs = classifier().eval(), torch.randn(5, 7, 2)
-    expected = stream(model, inputs).detach()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-
-    def session(module, example, name):
-        file = export_onnx(module, example, tmp_path / name, metadata={})
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-    parallel = session(model, (inputs[:2],), "parallel.onnx")
-    (found,) = parallel.run(None, {"input": inputs.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), expected[:, -1], rtol=1e-5, atol=1e-5)
-    form = StepForm(model, inputs[:, 0])
-    stepper = session(form, (inputs[:2, 0], form.start(inputs[:2, 0])), "step.onnx")
-    state = form.start(inputs[:, 0]).numpy()
-    for u, wanted in zip(inputs.unbind(1), expected.unbind(1), strict=True):
-        answer, state = stepper.run(None, {"input": u.numpy(), "input_1": state})
-        torch.testing.assert_close(torch.from_numpy(answer), wanted, rtol=1e-5, atol=1e-5)

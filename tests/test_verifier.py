@@ -225,4 +225,4 @@ def test_a_loss_is_a_near_tie_only_when_the_lead_was_below_the_share(seed):
 
 def test_the_check_has_the_fields_that_the_report_prints():
     fields = "file precision runtime samples metric_name metric_model metric_artifact agreement rel_l2 passed reason"
-    assert list(ArtifactCheck.__dataclass_fields__) == fields.split()
+    assert list(ArtifactCheck.__dataclass_fields__) == [*fields.split(), "form"]

@@ -77,4 +77,5 @@ def _table() -> Table:
 def _check_lines(report: Report) -> list[str]:
     lines = [f"{check.file} {'passed' if check.passed else 'failed'}: {check.reason}" for check in report.checks]
     engine = "TensorRT engine built" if report.engine.built else "TensorRT engine not built"
-    return [*lines, f"{engine}: {report.engine.text}"]
+    forms = [story.form_text(report)] if report.forms else []
+    return [*lines, *forms, f"{engine}: {report.engine.text}"]

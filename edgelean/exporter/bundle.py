@@ -16,7 +16,7 @@ from edgelean.shelf import shelf
 MANIFEST = "manifest.json"
 README = "README.md"
 RUNNER = "run_onnx.py"
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a reader of the manifest has to know that it changed."""
 
 
@@ -40,6 +40,12 @@ class BundleFacts:
         Names of the classes; empty where the recipe names none.
     notes
         Sentences for the README, such as what came of the TensorRT engine.
+    form, forms
+        Of a sequence model with a step form: ``"sequence"`` or ``"step"``, whichever is faster on the board, and what
+        each takes: the fields of a ``FormFigures``.
+    stream
+        What a runner has to know to go through a signal: sequence_length, state_size, answers (``"last"`` or
+        ``"every"``). None where there is no step form.
     """
 
     title: str
@@ -49,6 +55,9 @@ class BundleFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     labels: Sequence[str] = ()
     notes: Sequence[str] = ()
+    form: str | None = None
+    forms: Sequence[Mapping[str, Any]] = ()
+    stream: Mapping[str, Any] | None = None
 
     @property
     def verified(self) -> bool:
@@ -182,17 +191,18 @@ def _swap(new: Path, place: Path) -> None:
 
 def _readme(facts: BundleFacts, sources: Sequence[Path]) -> str:
     models = [source for source in sources if source.suffix == ".onnx"]
+    stepwise = {name for form in facts.forms if form["form"] == "step" for name in form["files"]}
     lines = [f"# {facts.title}", ""]
     if not facts.verified:
         lines += ["**Not verified: do not deploy.** A check failed, or nothing was checked; see below.", ""]
     lines += ["## Run it", "", "With Python 3.8 or newer, on any machine:", "", "    pip install numpy onnxruntime"]
-    for model in models:
-        lines.append(f"    python {RUNNER} INPUT.npy --model {model.name}")
+    lines += [f"    python {RUNNER} INPUT.npy --model {model.name}" for model in models if model.name not in stepwise]
     lines += [
         "",
         "INPUT.npy holds a batch of samples, as `numpy.save` writes it; one such file per input of the model. The hash "
         f"of the model is compared with {MANIFEST} before it is run. `--benchmark` prints the latency of a batch.",
         "",
+        *_streaming(facts, sorted(stepwise)),
         "## Build a TensorRT engine on the board",
         "",
         *(f"    {_trtexec(model, facts.batch)}" for model in models),
@@ -205,6 +215,32 @@ def _readme(facts: BundleFacts, sources: Sequence[Path]) -> str:
         *(f"- {note}" for note in facts.notes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _streaming(facts: BundleFacts, models: Sequence[str]) -> list[str]:
+    """Return the chapter on the two forms of a sequence model; nothing for other models."""
+    if facts.stream is None:
+        return []
+    length, size = facts.stream["sequence_length"], facts.stream["state_size"]
+    lines = ["## Stream a signal", "", *(f"    python {RUNNER} --stream FILE --model {name}" for name in models)]
+    lines += [
+        "",
+        f"The model comes in two forms that give the same answer. A file of the whole sequence takes {length} time "
+        "steps in one call, no more and no fewer. A step form takes one time step a call, for a sequence of any "
+        f"length, and keeps {size} numbers in between: the output `new_state` of a call is the input `state` of the "
+        "next, zeros at the start. FILE is a .npy file with one signal, time first, or a .wav file, whose samples are "
+        "read as numbers from -1 to 1, at the rate at which they are; several files are parts of one signal. "
+        "`--every N` also prints what the model says after every N steps; with `--hop N` the steps of a row of numbers "
+        "overlap, and begin N numbers apart; `--gain X` multiplies the numbers.",
+        "",
+        f"| form | files | {length} time steps | one call | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for form in facts.forms:
+        files = ", ".join(f"`{name}`" for name in form["files"])
+        figures = f"{form['latency_ms']:.4g} ms, {form['provenance']} | {form['call_ms']:.4g} ms"
+        lines.append(f"| {form['form']} | {files} | {figures} | {'chosen for the board' if form['chosen'] else ''} |")
+    return [*lines, ""]
 
 
 def _trtexec(model: Path, batch: int) -> str:

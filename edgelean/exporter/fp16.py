@@ -11,10 +11,13 @@ from edgelean.exporter.onnx import PRECISION_KEY, write_onnx
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 SINGLE_KEY = "edgelean.kept_in_fp32"
 """Metadata of an FP16 file: the operators that compute in FP32 all the same; absent when there are none."""
+
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+_HALF = "_half"
 
 # A state that is carried in FP16 from step to step loses ten times more than one in FP32, and onnxruntime 1.32 crashes
 # the process when it opens an FP16 Scan.
@@ -50,12 +53,70 @@ def to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
     half = ir.from_proto(convert(source, keep_io_types=True, op_block_list=[*without_half, *_RECURRENCES]))
     half.graph.sort()  # the converter appends its casts at the end, and ONNX wants every value before it is read
     proto = ir.to_proto(half)
+    return _written(proto, source, Path(out))
+
+
+def products_to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
+    """Write the FP32 file ``path`` as a file ``out`` whose matrix products compute in FP16, and nothing else.
+
+    For a step form: what is carried from step to step must not be rounded to FP16. A pole near the unit circle, a sum
+    over time and a count of steps would all be wrong before long. The converter behind `to_fp16` rounds every value
+    between two operators, also between two that compute in FP32. Weights of products are most of what a step reads,
+    and they are halved.
+
+    See `to_fp16` for arguments, what is returned and raised.
+    """
+    import onnx
+
+    source = onnx.load(path)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source)
+    nodes = _with_half_products(proto.graph)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in read]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    return _written(proto, source, Path(out))
+
+
+def _with_half_products(graph: GraphProto) -> list[NodeProto]:
+    """Return the nodes with casts around the products, in an order in which they run; adds the weights in FP16."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[NodeProto] = []
+    halves: set[str] = set()
+    for node in graph.node:
+        if node.op_type not in PRODUCTS:
+            nodes.append(node)
+            continue
+        for name in set(filter(None, node.input)) - halves:
+            if name in weights:
+                half = numpy_helper.to_array(weights[name]).astype(np.float16)
+                graph.initializer.append(numpy_helper.from_array(half, name + _HALF))
+            else:
+                nodes.append(helper.make_node("Cast", [name], [name + _HALF], to=TensorProto.FLOAT16))
+            halves.add(name)
+        result, product = node.output[0], type(node)()
+        product.CopyFrom(node)
+        product.input[:] = [name and name + _HALF for name in node.input]
+        product.output[:] = [result + _HALF]
+        halves.add(result)
+        nodes += [product, helper.make_node("Cast", [result + _HALF], [result], to=TensorProto.FLOAT)]
+    return nodes
+
+
+def _written(proto: ModelProto, source: ModelProto, out: Path) -> tuple[str, ...]:
+    """Write a file with the metadata of its source; return, and tell in them, what computes in FP32."""
     single = _still_single(proto)
     metadata = {entry.key: entry.value for entry in source.metadata_props} | {PRECISION_KEY: "fp16"}
     if single:
         metadata[SINGLE_KEY] = ", ".join(single)
     opset = next(entry.version for entry in source.opset_import if entry.domain == "")
-    write_onnx(proto, Path(out), metadata, opset)
+    write_onnx(proto, out, metadata, opset)
     return single
 
 

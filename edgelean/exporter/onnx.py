@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelean.errors import InputError, VerificationError
-from edgelean.exporter.recorded import RECORDED, RECORDED_KEY, recorded
+from edgelean.exporter.recorded import NUMBERED, RECORDED, RECORDED_KEY, Names, numbered, recorded
 
 if TYPE_CHECKING:
     import torch
@@ -33,16 +33,17 @@ def export_onnx(
     metadata: Mapping[str, str],
     opset: int = OPSET,
     untraceable: Reason | None = None,
+    names: Names = NUMBERED,
 ) -> Path:
     """Write ``model``, as it infers, to one ONNX file.
 
     A model that torch.export cannot trace is recorded instead: what its code decides for ``example`` is decided for
     good, and ``edgelean.exported`` in the metadata says so, and why.
 
-    The batch, dimension 0 of every input, stays free under the name ``batch``. Inputs are called ``input``, ``input_1``
-    and so on, outputs ``output``, ``output_1`` and so on. Equal models give equal bytes: no time, no path and no source
-    line goes into the file. Nothing is written to the terminal, the random state is not touched, and every module is
-    left in the training mode in which it was found.
+    The batch, dimension 0 of every input, stays free under the name ``batch``. Without ``names`` inputs are called
+    ``input``, ``input_1`` and so on, outputs ``output``, ``output_1`` and so on. Equal models give equal bytes: no
+    time, no path and no source line goes into the file. Nothing is written to the terminal, the random state is not
+    touched, and every module is left in the training mode in which it was found.
 
     Parameters
     ----------
@@ -58,6 +59,8 @@ def export_onnx(
         The version of ONNX's operators.
     untraceable
         Why torch.export cannot trace the model, where that is known: it is then not tried again.
+    names
+        Of the inputs and of the outputs, all of them or none.
 
     Returns
     -------
@@ -78,16 +81,19 @@ def export_onnx(
     path = Path(path)
     wide = tuple(torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor for tensor in example)
     told = {**metadata, PRECISION_KEY: "fp32"}
+    names = Names(names.inputs or numbered("input", len(wide)), names.outputs)
     with as_it_infers(model), silence(), torch.no_grad():
-        traced = _translated(model, wide, opset) if untraceable is None else untraceable
+        traced = _translated(model, wide, opset, names) if untraceable is None else untraceable
         if isinstance(traced, Reason):
             told[RECORDED_KEY] = f"{RECORDED}: {traced.words()}"
-            traced = recorded(model, wide, opset, traced, _numbered("input", len(wide)))
+            traced = recorded(model, wide, opset, traced, names)
     _strip_notes(traced)
     return write_onnx(traced, path, told, opset)
 
 
-def _translated(model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset: int) -> ModelProto | Reason:
+def _translated(
+    model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset: int, names: Names
+) -> ModelProto | Reason:
     """Trace and translate; return why that does not go where code decides by what it computes.
 
     Raises
@@ -115,8 +121,8 @@ def _translated(model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset
             example,
             dynamo=True,
             opset_version=opset,
-            input_names=_numbered("input", len(example)),
-            output_names=_numbered("output", len(program.graph_signature.user_outputs)),
+            input_names=names.inputs,
+            output_names=names.outputs or numbered("output", len(program.graph_signature.user_outputs)),
             dynamic_shapes=tuple({0: BATCH} for _ in example),  # only names the axis: the program is traced already
             verbose=False,
         )
@@ -146,10 +152,6 @@ def write_onnx(proto: ModelProto, path: Path, metadata: Mapping[str, str], opset
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"{path.name} is not valid ONNX: {first_line(error)}") from error
     return path
-
-
-def _numbered(name: str, count: int) -> list[str]:
-    return [name if index == 0 else f"{name}_{index}" for index in range(count)]
 
 
 def _strip_notes(message: Any) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +21,22 @@ RECORDED_KEY = "edgelean.exported"
 
 RECORDED = "by recording one path through the code, because torch.export cannot trace it"
 
+
+class Names(NamedTuple):
+    """What the inputs and the outputs of a file are called; of what is empty, by what they are and their number."""
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+NUMBERED = Names()
+
 FAITHFUL = 1e-3
 """How far the outputs of a recording may be off, relative to the largest."""
 
 
 def recorded(
-    model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset: int, reason: Reason, names: Sequence[str]
+    model: torch.nn.Module, example: tuple[torch.Tensor, ...], opset: int, reason: Reason, names: Names
 ) -> ModelProto:
     """Return what a model does with one batch as ONNX; whatever its code decides is decided for good.
 
@@ -38,7 +47,7 @@ def recorded(
     reason
         Why it cannot be traced.
     names
-        Of its inputs; their first dimension stays free.
+        Of its inputs, whose first dimension stays free, and of its outputs.
 
     Raises
     ------
@@ -57,16 +66,16 @@ def recorded(
     # ONNX has nothing for the one operator that a whole layer of a transformer is in evaluation mode.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        outputs = ["output", *(f"output_{index}" for index in range(1, len(leaves(model(*example)))))]
-        settings: dict[str, Any] = {"opset_version": opset, "input_names": list(names), "output_names": outputs}
-        free = {name: {0: "batch"} for name in (*names, *outputs)}
-        torch.onnx.export(model, example, place, dynamo=False, dynamic_axes=free, **settings)
+        outputs = names.outputs or numbered("output", len(leaves(model(*example))))
+        named: dict[str, Any] = {"input_names": list(names.inputs), "output_names": list(outputs)}
+        free = {name: {0: "batch"} for name in (*names.inputs, *outputs)}
+        torch.onnx.export(model, example, place, dynamo=False, opset_version=opset, dynamic_axes=free, **named)
     except Exception as error:  # torch raises what it likes here
         raise InputError(_refused(reason, f"cannot be done either ({first_line(error)})")) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     proto = onnx.load_from_string(file.getvalue())
-    lost = sorted(set(names) - {value.name for value in proto.graph.input})
+    lost = sorted(set(names.inputs) - {value.name for value in proto.graph.input})
     if lost:
         raise InputError(_refused(reason, f"does not help: the outputs would not depend on {', '.join(lost)}"))
     return proto
@@ -78,6 +87,11 @@ def recording_of(path: Path) -> str:
 
     entries = onnx.load(path, load_external_data=False).metadata_props
     return next((entry.value for entry in entries if entry.key == RECORDED_KEY), "")
+
+
+def numbered(name: str, count: int) -> tuple[str, ...]:
+    """Return ``name``, ``name_1`` and so on."""
+    return tuple(name if index == 0 else f"{name}_{index}" for index in range(count))
 
 
 def check_recording(path: Path, model: torch.nn.Module, probe: tuple[torch.Tensor, ...]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgelean.errors import InputError
+from edgelean.nn.bypass import Bypass
 
 Merge = Literal["add", "concat"]
 Pooling = Literal["mean", "last", "none"]
@@ -190,7 +191,7 @@ class StepForm(nn.Module):
     Raises
     ------
     InputError
-        If the model, or something in it, has no step form.
+        If the model, or something in it, has no step form, or its state is not made of tensors with the batch in front.
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor) -> None:
@@ -198,13 +199,25 @@ class StepForm(nn.Module):
         self.model = model
         with torch.no_grad():
             _, state = _step_of(model)(inputs, None)
+        parts = list(_flat(state))
+        if not parts or any(part.shape[:1] != inputs.shape[:1] for part in parts):
+            found = ", ".join(str(list(part.shape)) for part in parts) or "nothing"
+            raise InputError(
+                f"{type(model).__name__} has no step form: what it remembers has to be tensors [{len(inputs)}, ...] "
+                f"for a batch of {len(inputs)}, found {found}"
+            )
         self._like = _shapes(state)
-        self._parts = [part.shape[1:] for part in _flat(state)]
+        self._parts = [part.shape[1:] for part in parts]
+
+    @property
+    def size(self) -> int:
+        """Numbers that the model remembers of a sample."""
+        return sum(part.numel() for part in self._parts)
 
     def start(self, inputs: Tensor) -> Tensor:
         """Return the state at the start of a sequence, for the batch of an example of one time step."""
         floating = next(self.model.parameters(), inputs)
-        return floating.detach().new_zeros(len(inputs), sum(part.numel() for part in self._parts))
+        return floating.detach().new_zeros(len(inputs), self.size)
 
     def forward(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Advance by one time step; returns the outputs and the new state."""
@@ -216,7 +229,11 @@ class StepForm(nn.Module):
 
 
 def _flat(state: Any) -> list[Tensor]:
-    return [state] if isinstance(state, Tensor) else [part for inner in state for part in _flat(inner)]
+    if isinstance(state, Tensor):
+        return [state]
+    if not isinstance(state, (tuple, list)):
+        raise InputError(f"a state is made of tensors, and tuples of them; found {type(state).__name__}")
+    return [part for inner in state for part in _flat(inner)]
 
 
 def _shapes(state: Any) -> Any:
@@ -239,7 +256,9 @@ def _width(layer: nn.Module) -> int:
 def _step_of(module: nn.Module) -> Any:
     if isinstance(module, Bidirectional):
         raise InputError("a bidirectional layer reads the sequence from its end as well: it has no step form")
+    if isinstance(module, Bypass):  # what a cut leaves of a block remembers nothing
+        return lambda inputs, state: (module(inputs), ())
     step = getattr(module, "step", None)
-    if step is None:
+    if not callable(step):
         raise InputError(f"{type(module).__name__} has no step form")
     return step

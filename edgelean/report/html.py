@@ -95,6 +95,8 @@ def _context(report: Report) -> dict[str, Any]:
         "provenance": story.provenances(point.provenance for point in report.readings),
         "times": story.time_shares(report),
         "overhead": story.overhead_text(report),
+        "form_text": story.form_text(report),
+        "form_rows": story.form_rows(report),
         "footprint": footprint(report),
         "sizes": numbers.scaled([file.bytes for file in report.bundle], "bytes"),
         "metric": lambda value: numbers.metric_text(report.metric_name, value),

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgelean.errors import InputError
 from edgelean.exporter import EngineNote
+from edgelean.exporter.steps import Form
 from edgelean.reading import Provenance
 from edgelean.verifier import ArtifactCheck
 
@@ -266,6 +267,41 @@ class BundleFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FormFigures:
+    """What one form of a sequence model takes for a whole sequence on the board.
+
+    Attributes
+    ----------
+    form, files
+        ``"sequence"`` reads all time steps in one call, ``"step"`` one a call; its ONNX files.
+    steps
+        Time steps of a sequence.
+    latency_ms, low_ms, high_ms
+        Of the whole sequence, with the ends of the 95 % confidence interval.
+    call_ms
+        Of one call: the whole sequence, or one time step.
+    energy_mj
+        Of the whole sequence, per sample; None where nothing can tell it.
+    provenance, method
+        Where the latency comes from, as a word and as a sentence.
+    chosen
+        Whether it is the faster of the forms that passed their checks.
+    """
+
+    form: Form
+    files: tuple[str, ...]
+    steps: int
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    call_ms: float
+    energy_mj: float | None
+    provenance: Provenance
+    method: str
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that one run has to tell.
 
@@ -295,6 +331,8 @@ class Report:
         How the model was taken apart and exported, where it could not be traced whole.
     evolutions
         How the spectra of state space layers changed; empty where there are none.
+    form, forms
+        Of a sequence model that is exported in two forms: the one chosen for the board, and what each takes.
     """
 
     edgelean_version: str
@@ -331,6 +369,8 @@ class Report:
     commands: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
     evolutions: tuple[Evolution, ...] = ()
+    form: Form | None = None
+    forms: tuple[FormFigures, ...] = ()
 
     @property
     def met(self) -> bool:

@@ -165,6 +165,34 @@ def _share(part: float, whole: float) -> str:
     return "< 1e-6 %" if share < 1e-8 else f"{100 * share:.2g} %" if share < 0.1 else numbers.percent(share)
 
 
+def form_rows(report: Report) -> tuple[tuple[str, ...], ...]:
+    """Return per form of a sequence model: name, files, latency and energy of a sequence, latency of a call, remark."""
+    return tuple(
+        (
+            {"sequence": "whole sequence", "step": "step by step"}[each.form],
+            ", ".join(each.files),
+            f"{numbers.number(each.latency_ms)} ms",
+            numbers.UNKNOWN if each.energy_mj is None else f"{numbers.number(each.energy_mj)} mJ",
+            f"{numbers.number(each.call_ms)} ms",
+            "chosen" if each.chosen else "",
+        )
+        for each in report.forms
+    )
+
+
+def form_text(report: Report) -> str:
+    """Return the sentence about the two forms of a sequence model; empty for other models."""
+    if not report.forms:
+        return ""
+    taken = {each.form: f"{numbers.number(each.latency_ms)} ms" for each in report.forms}
+    chosen = {"sequence": "the whole sequence", "step": "step by step"}[report.form or "sequence"]
+    first = report.forms[0]
+    return (
+        f"A sequence of {first.steps} steps takes {taken['sequence']} as a whole and {taken['step']} step by step, "
+        f"{first.provenance}; chosen for the board: {chosen}."
+    )
+
+
 def time_shares(report: Report) -> tuple[tuple[str, float, float], ...]:
     """Return ``(phase, seconds, share of the run)``, in the order of the report."""
     total = sum(report.timing.values()) or 1.0
