@@ -21,6 +21,7 @@ from edgelean.shrink.labels import Line, Value
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.rules.reductions import REDUCTIONS, reduced_dims
 from edgelean.shrink.trace import Trace
+from edgelean.shrink.wide import Wide
 
 CASTS = ("to", "_to_copy", "float", "type_as")
 NORMS = ("layer_norm", "rms_norm", "group_norm")
@@ -55,7 +56,7 @@ def graph_outputs(
         Tensors of the graph that are zeros, whatever they are made of.
     """
     with torch.no_grad():
-        return Masked(found, atoms, branches, double).outputs(contents, probe)
+        return [double(output) for output in Masked(found, atoms, branches, _widened).outputs(contents, probe)]
 
 
 def removed_atoms(found: Trace, plan: Plan) -> frozenset[int]:
@@ -235,6 +236,10 @@ def _left(size: int, gone: list[int], device: torch.device) -> Tensor:
 def double(value: Any) -> Any:
     """Return a floating-point tensor in float64, anything else as it is."""
     return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _widened(value: Any) -> Any:
+    return value if isinstance(value, Wide) else double(value)
 
 
 def doubled(probe: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
