@@ -286,6 +286,28 @@ def test_standardised_weights_are_standardised_over_what_is_kept():
     assert set(proof.applied(found).axes) == {"one", "two"}
 
 
+class Quantised(nn.Linear):
+    """Weights in steps, whose size is learned for every output."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.step = nn.Parameter(torch.full((outputs, 1), 0.05))
+
+    def forward(self, x):
+        rounded = (self.weight / self.step).clamp(-7, 7)
+        rounded = rounded + (rounded.round() - rounded).detach()
+        return nn.functional.linear(x, rounded * self.step, self.bias)
+
+
+def test_a_quotient_of_what_is_masked_is_zero():
+    torch.manual_seed(0)
+    model = nn.Sequential(Quantised(24, 16), nn.ReLU(), Quantised(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    anatomy = dissect(model, (X,))
+    proof = prove(model, anatomy, (X,))
+    assert not proof.refused
+    assert {name: axis.size for name, axis in proof.applied(anatomy).axes.items()} == {"0": 16, "2": 12}
+
+
 class TwoNames(nn.Module):
     """One module under two names."""
 

@@ -185,8 +185,8 @@ def _following(model: nn.Module, plan: Plan) -> Iterator[None]:
 class Reference:
     """What cut versions of one model have to compute, on one probe.
 
-    Where a plan touches neither statistics nor blocks, that is the model itself with masked contents, else the masked
-    graph.
+    Where a plan touches neither statistics nor blocks, and zeros make no quotient infinite, that is the model itself
+    with masked contents, else the masked graph.
 
     Attributes
     ----------
@@ -207,12 +207,14 @@ class Reference:
         """Return the outputs that a plan has to lead to."""
         contents = masked(self._model, plan)
         atoms, branches = removed_atoms(self._found, plan), removed_branches(self._found, plan)
-        if branches or not atoms.isdisjoint(self._over):
-            try:
-                return graph_outputs(self._found, atoms, contents, self._probe, branches)
-            except FAILURES as error:
-                raise LawError(f"the masked graph does not run: {str(error).splitlines()[0]}") from None
-        return outputs(self._model, contents, self._probe)
+        if not branches and atoms.isdisjoint(self._over):
+            found = outputs(self._model, contents, self._probe)
+            if all(bool(torch.isfinite(output).all()) for output in found):
+                return found
+        try:
+            return graph_outputs(self._found, atoms, contents, self._probe, branches)
+        except FAILURES as error:
+            raise LawError(f"the masked graph does not run: {str(error).splitlines()[0]}") from None
 
 
 def masked(model: nn.Module, plan: Plan) -> dict[str, Tensor]:

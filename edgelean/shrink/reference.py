@@ -25,6 +25,21 @@ from edgelean.shrink.wide import Wide
 
 CASTS = ("to", "_to_copy", "float", "type_as")
 NORMS = ("layer_norm", "rms_norm", "group_norm")
+QUOTIENTS = (
+    "div",
+    "div_",
+    "true_divide",
+    "divide",
+    "reciprocal",
+    "rsqrt",
+    "rsqrt_",
+    "log",
+    "log_",
+    "log2",
+    "log10",
+    "pow",
+)
+"""What may make no number of a unit that is zero: a step size, a variance. What is gone is zero all the same."""
 
 
 def casts_to_single(found: Trace) -> bool:
@@ -164,6 +179,9 @@ class Masked(Interpreter):
     def run_node(self, node: Node) -> Any:
         """Run one operator."""
         result = self._computed(node)
+        if self._atoms and str(getattr(node.target, "_opname", "")) in QUOTIENTS and not torch.isfinite(result).all():
+            for dim, places in _gone(self._found, self._found.values.get(node.name), self._atoms).items():
+                result = result.index_fill(dim, torch.tensor(places, device=result.device), 0)
         return torch.zeros_like(result) if node.name in self._branches else result
 
     def _computed(self, node: Node) -> Any:
