@@ -286,6 +286,51 @@ def test_standardised_weights_are_standardised_over_what_is_kept():
     assert set(proof.applied(found).axes) == {"one", "two"}
 
 
+class Quantised(nn.Linear):
+    """Weights in steps, whose size is learned for every output."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.step = nn.Parameter(torch.full((outputs, 1), 0.05))
+
+    def forward(self, x):
+        rounded = (self.weight / self.step).clamp(-7, 7)
+        rounded = rounded + (rounded.round() - rounded).detach()
+        return nn.functional.linear(x, rounded * self.step, self.bias)
+
+
+def test_a_quotient_of_what_is_masked_is_zero():
+    torch.manual_seed(0)
+    model = nn.Sequential(Quantised(24, 16), nn.ReLU(), Quantised(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    anatomy = dissect(model, (X,))
+    proof = prove(model, anatomy, (X,))
+    assert not proof.refused
+    assert {name: axis.size for name, axis in proof.applied(anatomy).axes.items()} == {"0": 16, "2": 12}
+
+
+class Composed(nn.Module):
+    """Uses operators that others are behind, and sums with dots."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(24, 16), nn.Linear(24, 12), nn.Linear(28, 20)
+        self.weight, self.head = nn.Parameter(torch.randn(20, 10)), nn.Linear(10, 3)
+
+    def forward(self, x):
+        joined = torch.concatenate([self.one(x), self.two(x)], -1)
+        length = torch.linalg.norm(joined, dim=-1, keepdim=True) + 1
+        y = torch.sin_(self.out(joined / length).swapdims(1, 2).mT)
+        return self.head(torch.einsum("...i,io->...o", y, self.weight))
+
+
+def test_operators_that_others_are_behind_and_sums_with_dots_are_followed():
+    torch.manual_seed(0)
+    found, proof = proved(Composed().eval(), X)
+    sizes = {axis.size for axis in proof.applied(found).axes.values()}
+    assert not proof.refused
+    assert sizes == {16, 12, 20, 10}
+
+
 class TwoNames(nn.Module):
     """One module under two names."""
 

@@ -33,6 +33,8 @@ class Row:
 
     Attributes
     ----------
+    seconds
+        Of CPU time that the analysis took, all threads together; torch.export included.
     halved
         Share that goes when every axis loses half of its units.
     most
@@ -44,7 +46,7 @@ class Row:
     training, export
         ``"yes"``, or what went wrong.
     cut_ms
-        What the cut itself took, between two steps of an optimizer with moments; NaN where it failed.
+        CPU time that the cut itself took, between two steps of an optimizer with moments; NaN where it failed.
     """
 
     name: str
@@ -91,13 +93,13 @@ def judge(network: Network) -> Row:
     """Dissect, prove, cut, train on and export one network."""
     model, inputs = build(network)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         anatomy = dissect(model, inputs)
         anatomy = prove(model, anatomy, inputs).applied(anatomy)
     except Exception as error:  # a benchmark reports whatever happens and goes on
-        return _failed(network, parameters, time.perf_counter() - started, error)
-    seconds = time.perf_counter() - started
+        return _failed(network, parameters, time.process_time() - started, error)
+    seconds = time.process_time() - started
     half = {name: -(-axis.size // 2) for name, axis in anatomy.axes.items()}
     row = Row(
         network.name, network.family, parameters, len(anatomy.axes), len(anatomy.refused), seconds,
@@ -163,9 +165,9 @@ def _training(model: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...]) ->
     plan = halved(anatomy)
     try:
         _step(lean, optimizer, inputs)
-        started = time.perf_counter()
+        started = time.process_time()
         cut.apply(lean, plan, optimizer)
-        cut_ms = 1e3 * (time.perf_counter() - started)
+        cut_ms = 1e3 * (time.process_time() - started)
         before = {name: parameter.detach().clone() for name, parameter in lean.named_parameters()}
         _step(lean, optimizer, inputs)
     except Exception as error:  # as above

@@ -73,13 +73,15 @@ class Labels:
 
     def atoms(self, label: int) -> tuple[int, ...]:
         """Return the units whose removal removes an element with this label: its parts, and their parts."""
-        root = self.root(label)
-        parts = self._parts.get(root)
-        if parts is None:
-            return (root,)
-        if root not in self._atoms:
-            self._atoms[root] = tuple(dict.fromkeys(atom for part in parts for atom in self.atoms(part)))
-        return self._atoms[root]
+        found = self._atoms.get(label)
+        if found is None:
+            root = self.root(label)
+            parts = self._parts.get(root)
+            found = (root,)
+            if parts is not None:
+                found = tuple(dict.fromkeys(atom for part in parts for atom in self.atoms(part)))
+            self._atoms[label] = found
+        return found
 
     def product(self, parts: Sequence[int]) -> int:
         """Return the label of an element that goes when any of some labels goes."""

@@ -32,6 +32,7 @@ from edgelean.shrink.reference import (
 )
 from edgelean.shrink.states import simulated
 from edgelean.shrink.trace import Trace
+from edgelean.shrink.wide import Wide, wide, zeroed
 
 TOLERANCE = 1e-7
 """In float64 there is little but rounding; an eps that torch takes from the precision shows up to here."""
@@ -69,7 +70,7 @@ def outputs(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor
 
     def run() -> list[Tensor]:
         try:
-            return _run(model, {name: double(tensor) for name, tensor in tensors.items()}, doubled(probe))
+            return _run(model, {name: wide(tensor) for name, tensor in tensors.items()}, doubled(probe))
         except RuntimeError:  # the model may make tensors of a precision of its own
             own = tensors_of(model)
             return _run(model, {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}, probe)
@@ -111,7 +112,8 @@ class _Aligned(nn.Module):
 
 def _run(model: nn.Module, tensors: Mapping[str, Tensor], probe: tuple[Tensor, ...]) -> list[Tensor]:
     contents = {f"model.{name}": tensor for name, tensor in tensors.items()}
-    return leaves(functional_call(_Aligned(model), contents, probe))
+    found = leaves(functional_call(_Aligned(model), contents, probe))
+    return [double(output) if isinstance(output, Wide) else output for output in found]
 
 
 def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list[Tensor]:
@@ -126,14 +128,7 @@ def cut_outputs(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> list
     contents = {name: sliced(tensor, kept.get(name, {})) for name, tensor in whole.items()}
     contents |= gains(model, whole, contents, kept)
     with _following(model, plan):
-        left = {name: contents[name] for name in tensors_of(model)}
-        del contents
-        return outputs(model, _converted(left), probe)
-
-
-def _converted(contents: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return contents in float64; each is let go of as the next one is made, so that memory holds them once."""
-    return {name: double(contents.pop(name)) for name in list(contents)}
+        return outputs(model, {name: contents[name] for name in tensors_of(model)}, probe)
 
 
 def misfit(model: nn.Module, plan: Plan, probe: tuple[Tensor, ...]) -> str:
@@ -191,8 +186,8 @@ def _following(model: nn.Module, plan: Plan) -> Iterator[None]:
 class Reference:
     """What cut versions of one model have to compute, on one probe.
 
-    Where a plan touches neither statistics nor blocks, that is the model itself with masked contents, else the masked
-    graph.
+    Where a plan touches neither statistics nor blocks, and zeros make no quotient infinite, that is the model itself
+    with masked contents, else the masked graph.
 
     Attributes
     ----------
@@ -211,23 +206,23 @@ class Reference:
 
     def outputs(self, plan: Plan) -> list[Tensor]:
         """Return the outputs that a plan has to lead to."""
-        contents = _converted(masked(self._model, plan))
+        contents = masked(self._model, plan)
         atoms, branches = removed_atoms(self._found, plan), removed_branches(self._found, plan)
-        if branches or not atoms.isdisjoint(self._over):
-            try:
-                return graph_outputs(self._found, atoms, contents, self._probe, branches)
-            except FAILURES as error:
-                raise LawError(f"the masked graph does not run: {str(error).splitlines()[0]}") from None
-        return outputs(self._model, contents, self._probe)
+        if not branches and atoms.isdisjoint(self._over):
+            found = outputs(self._model, contents, self._probe)
+            if all(bool(torch.isfinite(output).all()) for output in found):
+                return found
+        try:
+            return graph_outputs(self._found, atoms, contents, self._probe, branches)
+        except FAILURES as error:
+            raise LawError(f"the masked graph does not run: {str(error).splitlines()[0]}") from None
 
 
 def masked(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """Return the contents of a model with everything that the plan removes set to zero."""
-    contents = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
+    """Return the contents of a model in float64, with everything that the plan removes set to zero."""
+    contents = {name: wide(tensor) for name, tensor in tensors_of(model).items()}
     for removal in plan.removals:
-        whole = contents[removal.tensor].clone()
-        whole.index_fill_(removal.dim, torch.tensor(removal.indices, device=whole.device), 0)
-        contents[removal.tensor] = whole
+        contents[removal.tensor] = zeroed(contents[removal.tensor], removal.dim, removal.indices)
     return contents | gains(model, _contents(model), contents, {})
 
 

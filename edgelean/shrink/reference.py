@@ -21,9 +21,25 @@ from edgelean.shrink.labels import Line, Value
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.rules.reductions import REDUCTIONS, reduced_dims
 from edgelean.shrink.trace import Trace
+from edgelean.shrink.wide import Wide
 
 CASTS = ("to", "_to_copy", "float", "type_as")
 NORMS = ("layer_norm", "rms_norm", "group_norm")
+QUOTIENTS = (
+    "div",
+    "div_",
+    "true_divide",
+    "divide",
+    "reciprocal",
+    "rsqrt",
+    "rsqrt_",
+    "log",
+    "log_",
+    "log2",
+    "log10",
+    "pow",
+)
+"""What may make no number of a unit that is zero: a step size, a variance. What is gone is zero all the same."""
 
 
 def casts_to_single(found: Trace) -> bool:
@@ -55,7 +71,7 @@ def graph_outputs(
         Tensors of the graph that are zeros, whatever they are made of.
     """
     with torch.no_grad():
-        return Masked(found, atoms, branches, double).outputs(contents, probe)
+        return [double(output) for output in Masked(found, atoms, branches, _widened).outputs(contents, probe)]
 
 
 def removed_atoms(found: Trace, plan: Plan) -> frozenset[int]:
@@ -163,6 +179,9 @@ class Masked(Interpreter):
     def run_node(self, node: Node) -> Any:
         """Run one operator."""
         result = self._computed(node)
+        if self._atoms and str(getattr(node.target, "_opname", "")) in QUOTIENTS and not torch.isfinite(result).all():
+            for dim, places in _gone(self._found, self._found.values.get(node.name), self._atoms).items():
+                result = result.index_fill(dim, torch.tensor(places, device=result.device), 0)
         return torch.zeros_like(result) if node.name in self._branches else result
 
     def _computed(self, node: Node) -> Any:
@@ -235,6 +254,10 @@ def _left(size: int, gone: list[int], device: torch.device) -> Tensor:
 def double(value: Any) -> Any:
     """Return a floating-point tensor in float64, anything else as it is."""
     return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _widened(value: Any) -> Any:
+    return value if isinstance(value, Wide) else double(value)
 
 
 def doubled(probe: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ from edgelean.errors import LawError
 from edgelean.shrink import law
 from edgelean.shrink.axes import Anatomy, Axis, Slot
 from edgelean.shrink.cut import Tensors, tensors_of
-from edgelean.shrink.reference import double
+from edgelean.shrink.wide import wide
 
 SMALL_TURN = 1e-4
 """Of a trial; differences over it are exact to its square."""
@@ -82,9 +82,9 @@ def bases(model: nn.Module, anatomy: Anatomy, names: Collection[str], probe: tup
     probe
         Inputs of one small batch.
     """
-    contents = {name: double(tensor) for name, tensor in tensors_of(model).items()}
     if not names:
         return {}
+    contents = {name: wide(tensor) for name, tensor in tensors_of(model).items()}
     try:
         expected = law.outputs(model, contents, probe)
     except LawError:

@@ -186,7 +186,7 @@ def trace(model: nn.Module, example: tuple[Tensor, ...], what: str = "the model"
 
 def _graph(model: nn.Module, example: tuple[Tensor, ...], mode: Mode) -> torch.export.ExportedProgram:
     """Return the graph of a model in which nothing is written into a part of a tensor and every shape is known."""
-    program = _functional(exported(model, example, mode=mode))
+    program = _ruled(_functional(exported(model, example, mode=mode)))
     reason = shape_reason(program)
     if reason is not None:
         raise UntraceableError(f"{type(model).__name__} cannot be traced: {reason.message()}", reason)
@@ -285,6 +285,28 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
                 functional: torch.export.ExportedProgram = program.run_decompositions({})
             return functional
     return program
+
+
+def _ruled(program: torch.export.ExportedProgram, rounds: int = 3) -> torch.export.ExportedProgram:
+    """Return a graph in which operators without a rule are made of others, as far as torch knows how."""
+    strange = {node.target for node in program.graph.nodes if node.op == "call_function" and not _has_rule(node)}
+    known: Any = torch.export.default_decompositions() if strange else {}
+    parts = {operator: known[operator] for operator in strange if operator in known}
+    in_place = any(str(getattr(operator, "_opname", "")).endswith("_") for operator in strange)
+    if not rounds or not (parts or in_place):
+        return program
+    try:
+        with silence():  # as above
+            made: torch.export.ExportedProgram = program.run_decompositions(parts)
+    except Exception:  # torch raises what it likes; what meets the operator is left alone then
+        return program
+    if made.graph_signature.buffers_to_mutate or made.graph_signature.user_inputs_to_mutate:
+        return program  # what is written would be an output of the model
+    return _ruled(made, rounds - 1 if parts else 0)
+
+
+def _has_rule(node: GraphNode) -> bool:
+    return node.target is python_operator.getitem or str(getattr(node.target, "_opname", "")) in RULES
 
 
 def _placeholder(

@@ -21,7 +21,7 @@ from edgelean.shrink.rules.call import Call, Flow, rule_for_uniform
     "exp2", "log10", "clip", "hypot", "xlogy", "logaddexp", "isfinite", "real", "imag", "conj", "resolve_conj",
     "conj_physical", "angle", "complex", "polar", "negative", "subtract", "multiply", "divide", "square_", "mish_",
     "neg_", "abs_", "sqrt_", "pow_", "less", "greater", "less_equal", "greater_equal", "not_equal", "fmax", "fmin",
-    "celu_", "selu_", "clamp_max_", "clamp_min_",
+    "celu_", "selu_", "clamp_max_", "clamp_min_", "sinc", "lgamma", "digamma", "logaddexp2", "special_erfcx", "_conj",
 )  # fmt: skip
 def _pointwise(call: Call) -> Flow:
     parts = [value for value in call.tensors() if not value.uniform]
@@ -49,7 +49,7 @@ def _along_channels(value: Value, rank: int) -> Value:
 
 @rule_for_uniform(
     "dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "detach_", "alias",
-    "lift_fresh_copy", "to", "_to_copy", "type_as",
+    "lift_fresh_copy", "positive", "to", "_to_copy", "type_as",
 )  # fmt: skip
 def _unchanged(call: Call) -> Flow:
     first = call.tensors()[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import numpy as np
 
 from edgelean.shrink.labels import Dimension, Value
@@ -124,13 +126,27 @@ def _met(call: Call, values: list[Value], place: int, rank: int) -> Dimension:
     return line
 
 
+def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Return one letter for every dimension of each operand and of the result; dots stand for the last of others."""
+    inputs, arrow, output = equation.partition("->")
+    terms = inputs.split(",")
+    others = "".join(letter for letter in string.ascii_letters if letter not in equation)
+    free = [rank - len(term.replace("...", "")) if "." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    everywhere = others[: max(free)]
+    if not arrow:
+        output = "..." * ("." in inputs) + "".join(x for x in sorted(set(inputs) - {",", "."}) if inputs.count(x) == 1)
+    named = [
+        term.replace("...", everywhere[len(everywhere) - count :]) for term, count in zip(terms, free, strict=True)
+    ]
+    return named, output.replace("...", everywhere)
+
+
 @rule("einsum")
 def _einsum(call: Call) -> Flow:
     """Dimensions of one letter are one."""
-    equation, operands = str(call.arguments[0]).replace(" ", ""), call.tensors()
-    inputs, arrow, output = equation.partition("->")
-    terms = inputs.split(",")
-    if "." in equation or not arrow or any(len(set(term)) != len(term) for term in terms):
+    operands = call.tensors()
+    terms, output = _letters(str(call.arguments[0]).replace(" ", ""), [len(value.shape) for value in operands])
+    if any(len(set(term)) != len(term) for term in terms):
         return unknown(call)
     lines: dict[str, Dimension] = {}
     extent: dict[str, int] = {}

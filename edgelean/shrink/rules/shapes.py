@@ -12,7 +12,17 @@ from edgelean.shrink.rules.call import Call, Flow, rule, rule_for_uniform, unkno
 
 
 @rule_for_uniform(
-    "view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "squeeze_", "unsqueeze", "reshape_as"
+    "view",
+    "reshape",
+    "flatten",
+    "_unsafe_view",
+    "unflatten",
+    "squeeze",
+    "squeeze_",
+    "unsqueeze",
+    "reshape_as",
+    "view_as",
+    "ravel",
 )
 def _view(call: Call) -> Flow:
     x = call.arguments[0]
@@ -21,14 +31,16 @@ def _view(call: Call) -> Flow:
     return call.result(reshaped(call.labels, x, call.shapes[0]), "free")
 
 
-@rule_for_uniform("permute", "transpose", "t", "swapaxes", "mT", "numpy_T", "movedim", "moveaxis")
+@rule_for_uniform(
+    "permute", "transpose", "t", "swapaxes", "swapdims", "mT", "mH", "adjoint", "numpy_T", "movedim", "moveaxis"
+)
 def _permute(call: Call) -> Flow:
     x = call.arguments[0]
     rank = len(x.shape)
     order = list(range(rank))
     if call.operator == "permute":
         order = [place % rank for place in call.arguments[1]]
-    elif call.operator in ("transpose", "swapaxes"):
+    elif call.operator in ("transpose", "swapaxes", "swapdims"):
         a, b = (place % rank for place in call.arguments[1:3])
         order[a], order[b] = order[b], order[a]
     elif call.operator in ("movedim", "moveaxis"):
