@@ -34,7 +34,7 @@ from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.prove import prove
 from edgelean.shrink.recent import MOST_SAMPLES
 from edgelean.shrink.rotate import EXACT, bases, turned
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.trace import trace
 
 LEAST_RECOVERED = 0.5
@@ -89,7 +89,7 @@ def train(case: Case, split: Split) -> Trained:
     model = case.make(tuple(split.inputs.shape[1:]))
     found = dissect(model, (split.inputs[:2],))
     anatomy = prove(model, found, (split.inputs[:4],)).applied(found)
-    scores = Scores()
+    scores = open_score("energy", 0)
     scores.watch(model, anatomy.axes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=case.rate, weight_decay=1e-2)
     steps = case.epochs * -(-len(split.inputs) // BATCH)
@@ -113,7 +113,7 @@ def train(case: Case, split: Split) -> Trained:
     return Trained(model, anatomy, order, spent_s / steps)
 
 
-def _order(scores: Scores, anatomy: Anatomy, name: str, model: nn.Module) -> tuple[int, ...]:
+def _order(scores: Score, anatomy: Anatomy, name: str, model: nn.Module) -> tuple[int, ...]:
     """Return in which order units go; queries and keys, which nothing prices, as they come."""
     priced = scores.removal_prices(anatomy.axes[name], model)
     return tuple(range(anatomy.axes[name].size)) if priced is None else priced[0]
@@ -199,7 +199,7 @@ def refitted(model: nn.Module, plan: Plan, split: Split, ridges: Sequence[float]
     if ridges is not None:
         inputs = (split.inputs[:MOST_SAMPLES],)
         names = dict(model.named_parameters())
-        refit.add(lean, refit.amounts(model, trace(model, inputs), plan, inputs, names, ridges), plan)
+        refit.add(lean, refit.amounts(model, trace(model, inputs), plan, [inputs], names, ridges), plan)
     return lean
 
 

@@ -153,7 +153,7 @@ class Trained:
 
     def observed(self, plan: Plan) -> tuple[float, float]:
         """Return by how much a cut raises the held-out loss, before and after the refit."""
-        found = refit.amounts(self.model, self.traced, plan, self.seen, dict(self.model.named_parameters()))
+        found = refit.amounts(self.model, self.traced, plan, [self.seen], dict(self.model.named_parameters()))
         cut = copy.deepcopy(self.model)
         apply(cut, plan)
         plain = held_out_loss(cut, self.held_out) - self.loss

@@ -67,15 +67,10 @@ def assemble(made: Materials) -> Report:
     history = from_events(events)
     axes = made.loop.bench.anatomy.axes
     start = next(event for event in events if event["event"] == "start")
-    widths = tuple(
-        LayerWidth(name, full, axes[name].size if name in axes else 0)
-        for name, full in start["full_size"]["axes"].items()
-    )
-    final = {width.name: width.after for width in widths}
+    full = start["full_size"]["axes"].items()
+    widths = tuple(LayerWidth(name, size, axes[name].size if name in axes else 0) for name, size in full)
     states = any(axis.kind == "states" for axis in axes.values())
     job, delivery = made.job, made.delivery
-    failed = any(not check.passed for check in delivery.checks)
-    open_budget = any(verdict.outcome != "met" for verdict in delivery.verdicts)
     return Report(
         edgelean_version=edgelean.__version__,
         recipe=job.recipe.name,
@@ -87,7 +82,7 @@ def assemble(made: Materials) -> Report:
         steps=made.session.steps,
         started=job.asked["started"],
         seconds=made.run.seconds(),
-        exit_code=4 if failed else 3 if open_budget else 0,
+        exit_code=_exit_code(delivery),
         verdicts=delivery.verdicts,
         checks=delivery.checks,
         full_size=_full_size(made, events, start["full_size"]),
@@ -98,7 +93,7 @@ def assemble(made: Materials) -> Report:
         readings=history.readings,
         cuts=history.cuts,
         layers=widths,
-        spectra=tuple(_spectra(made.loop, final)),
+        spectra=tuple(_spectra(made.loop, {width.name: width.after for width in widths})),
         evolutions=evolutions(events, rows),
         timing=made.stopwatch.seconds(),
         engine=delivery.engine,
@@ -106,10 +101,7 @@ def assemble(made: Materials) -> Report:
         notes=_notes(delivery.reading),
         caveats=tuple(dict.fromkeys((*made.loop.bench.notes, *delivery.notes))),
         environment=_environment(delivery.reading),
-        refused=(
-            *((refusal.what, refusal.why) for refusal in made.loop.bench.anatomy.refused),
-            *made.loop.progress.banned.items(),
-        ),
+        refused=_refused(made.loop),
         references=REFERENCES + (BALANCING if states else ()),
         training_energy_method=spent_on(events, LEAN).method,
         electricity=job.profile.electricity.words,
@@ -122,6 +114,18 @@ def assemble(made: Materials) -> Report:
 def _commands(delivery: Delivery) -> tuple[str, ...]:
     stream = ("python run_onnx.py --stream FILE.npy",) if delivery.forms else ()
     return "cd bundle", "python run_onnx.py INPUT.npy", "python run_onnx.py INPUT.npy --benchmark", *stream
+
+
+def _exit_code(delivery: Delivery) -> int:
+    if any(not check.passed for check in delivery.checks):
+        return 4
+    return 3 if any(verdict.outcome != "met" for verdict in delivery.verdicts) else 0
+
+
+def _refused(loop: ClosedLoop) -> tuple[tuple[str, str], ...]:
+    """Return what was left alone, and why: before the training, or once its cut had broken the law."""
+    found = ((refusal.what, refusal.why) for refusal in loop.bench.anatomy.refused)
+    return (*found, *loop.progress.banned.items())
 
 
 def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:

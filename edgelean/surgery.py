@@ -17,7 +17,7 @@ from edgelean.shrink.followers import Follower, Optimizer, counterpart, restart
 from edgelean.shrink.gramians import Balanced, balanced
 from edgelean.shrink.least_squares import RIDGES
 from edgelean.shrink.plan import Plan, make_plan
-from edgelean.shrink.reference import double, traced_with
+from edgelean.shrink.reference import double, in_batches
 from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score
 from edgelean.shrink.states import left_to_read, state_layer
@@ -27,6 +27,10 @@ from edgelean.shrink.wrappers import Ranks, synchronise
 
 EXACT_TYPES = (torch.float32, torch.float64)
 """Of parameters whose basis is turned; what rounding leaves of others would no longer be the same network."""
+
+MOST_BATCHES = 8
+"""Samples for a refit run in so many batches through the trace that is there; for more of them they are traced anew,
+which takes less time."""
 
 
 @dataclass(frozen=True)
@@ -204,19 +208,19 @@ def _repairs(patient: Patient, plan: Plan, repair: Repair) -> list[tuple[nn.Modu
     network = patient.bench.model
     copies = [counterpart(each, network) for each in patient.followers if isinstance(each, nn.Module)]
     found, inputs = patient.bench.anatomy.found, repair.inputs
-    if not (inputs and (plan.removals or plan.detours)):
-        found = None
-    elif found is None or not traced_with(found, inputs):
-        found = None
-        with suppress(InputError):
-            found = trace(network, inputs)
+    batches: list[tuple[Tensor, ...]] = []
+    if inputs and (plan.removals or plan.detours):
+        batches = [] if found is None else in_batches(found, inputs)
+        if not 0 < len(batches) <= MOST_BATCHES:
+            with suppress(InputError):
+                found, batches = trace(network, inputs), [inputs]
     trained = frozenset(name for name, parameter in network.named_parameters() if parameter.requires_grad)
     repairs = []
     for each in (network, *copies):
         amounts: Tensors = {}
-        if found is not None:
+        if found is not None and batches:
             with suppress(*law.FAILURES):
-                amounts = refit.amounts(each, found, plan, inputs, trained, repair.ridges)
+                amounts = refit.amounts(each, found, plan, batches, trained, repair.ridges)
         repairs.append((each, patient.ranks.same_tensors(amounts)))
     return repairs
 

@@ -12,10 +12,12 @@ import small_onnx
 import torch
 from onnx import TensorProto, helper
 from torch import nn
+from torch.onnx._internal.exporter import _registration
 
 from edgelean.errors import InputError, MissingError, VerificationError
 from edgelean.exporter import export_onnx, load_target, target_names, to_fp16
 from edgelean.exporter.recorded import check_recording, recording_of
+from edgelean.exporter.translations import read_once
 from edgelean.nn.lru import LRU
 
 
@@ -194,6 +196,18 @@ REFUSALS = [
     (FixedBatch, ["one batch size only", "x.shape[0]"]),
     (Mismatched, ["RuntimeError", "test_exporter.py:"]),
 ]
+
+
+def test_translations_are_read_once_for_a_process_and_other_exports_are_left_alone(monkeypatch):
+    reads = []
+    kind = _registration.ONNXRegistry
+    monkeypatch.setattr(kind, "from_torchlib", staticmethod(lambda opset_version: reads.append(opset_version) or "all"))
+    torchs_own = kind.from_torchlib
+    for opset in (17, 17, 18, 17):
+        with read_once():
+            assert kind().from_torchlib(opset_version=opset) == "all"
+    assert reads == [17, 18]
+    assert kind.from_torchlib is torchs_own
 
 
 @pytest.mark.parametrize(("make", "words"), REFUSALS)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgelean.shrink import recent
-from edgelean.shrink.least_squares import Rows, correction
+from edgelean.shrink.least_squares import RIDGES, Rows, correction
 from edgelean.shrink.readers import readers
 from edgelean.shrink.recent import Recent
 from edgelean.shrink.trace import trace
@@ -46,7 +46,7 @@ def test_more_noise_wants_a_larger_ridge():
     for noise, smallest in ((0.0, True), (3.0, False)):
         fit, held_out = (rows(60, matrix, none, noise, seed) for seed in (0, 2))
         best = correction(fit, held_out, centred=False).matrix
-        least = correction(fit, held_out, centred=False, ridges=(1e-4,)).matrix
+        least = correction(fit, held_out, centred=False, ridges=RIDGES[:1]).matrix
         assert torch.equal(best, least) == smallest
 
 

@@ -15,6 +15,7 @@ from edgelean.shrink import law, refit
 from edgelean.shrink.axes import dissect
 from edgelean.shrink.cut import apply
 from edgelean.shrink.plan import Plan, Removal, make_plan
+from edgelean.shrink.reference import in_batches
 from edgelean.shrink.trace import trace
 from edgelean.shrink.wrappers import Ranks
 
@@ -29,7 +30,7 @@ def repaired(model, plan, x, trained=None, ridges=(1e-9,)):
     """Return a copy of a model that is cut and refitted."""
     model.eval()
     names = dict(model.named_parameters()) if trained is None else trained
-    found = refit.amounts(model, trace(model, (x,)), plan, (x,), names, ridges)
+    found = refit.amounts(model, trace(model, (x,)), plan, [(x,)], names, ridges)
     lean = copy.deepcopy(model)
     apply(lean, plan)
     refit.add(lean, found, plan)
@@ -269,7 +270,7 @@ def operated(model, plan, repairs):
 def test_amounts_that_bring_the_outputs_nearer_are_kept_in_the_network_and_its_copies():
     model = Redundant(nn.Linear(8, 3))
     before, plan = copy.deepcopy(model), halved(model, X, "hidden")
-    good = refit.amounts(model, trace(model, (X,)), plan, (X,), dict(model.named_parameters()), (1e-9,))
+    good = refit.amounts(model, trace(model, (X,)), plan, [(X,)], dict(model.named_parameters()), (1e-9,))
     for lean in operated(model, plan, good):
         assert difference(before, lean, X) < 1e-4
 
@@ -279,3 +280,22 @@ def test_amounts_that_take_the_outputs_further_away_are_taken_back():
     before, plan = copy.deepcopy(model), halved(model, X, "hidden")
     for lean in operated(model, plan, {"reader.bias": torch.full((3,), 100.0)}):
         assert torch.equal(lean.reader.bias, before.reader.bias)
+
+
+def test_samples_in_batches_give_the_amounts_that_all_of_them_at_once_give():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))  # fmt: skip  # noqa: E501  one layer after the other
+    x, names = drawn(64, 2, 8, 8), dict(model.eval().named_parameters())
+    plan, found = halved(model, x), trace(model, (x[:16],))
+    at_once = refit.amounts(model, trace(model, (x,)), plan, [(x,)], names)
+    by_batch = refit.amounts(model, found, plan, in_batches(found, (x,)), names)
+    assert by_batch.keys() == at_once.keys()
+    for name, amount in at_once.items():
+        assert torch.allclose(by_batch[name], amount, rtol=1e-3, atol=1e-4), name
+
+
+def test_batches_are_of_the_traced_size_and_leave_out_the_oldest_samples():
+    found = trace(nn.Linear(6, 3), (X[:32],))
+    assert torch.equal(torch.cat([x for (x,) in in_batches(found, (X[:70],))]), X[6:70])
+    assert in_batches(found, (X[:31],)) == []
+    assert in_batches(found, (drawn(64, 7),)) == []

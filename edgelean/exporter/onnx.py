@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgelean.errors import InputError, VerificationError
 from edgelean.exporter.recorded import NUMBERED, RECORDED, RECORDED_KEY, Names, numbered, recorded
+from edgelean.exporter.translations import read_once
 
 if TYPE_CHECKING:
     import torch
@@ -116,16 +117,17 @@ def _translated(
             raise InputError(f"the model cannot be exported to ONNX: {_sentence(error.reason)}") from error
         return error.reason
     try:
-        translated = torch.onnx.export(
-            program,
-            example,
-            dynamo=True,
-            opset_version=opset,
-            input_names=names.inputs,
-            output_names=names.outputs or numbered("output", len(program.graph_signature.user_outputs)),
-            dynamic_shapes=tuple({0: BATCH} for _ in example),  # only names the axis: the program is traced already
-            verbose=False,
-        )
+        with read_once():
+            translated = torch.onnx.export(
+                program,
+                example,
+                dynamo=True,
+                opset_version=opset,
+                input_names=names.inputs,
+                output_names=names.outputs or numbered("output", len(program.graph_signature.user_outputs)),
+                dynamic_shapes=tuple({0: BATCH} for _ in example),  # only names the axis: the program is traced already
+                verbose=False,
+            )
     except Exception as error:  # torch raises what it likes here: RuntimeError, TypeError, sympy's own
         raise InputError(f"the model cannot be exported to ONNX: {_untranslated(error)}") from error
     if translated is None:

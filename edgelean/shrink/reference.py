@@ -94,14 +94,33 @@ def _atoms(found: Trace, line: Line) -> set[int]:
 
 def traced_with(found: Trace, probe: tuple[Tensor, ...]) -> bool:
     """Tell whether a graph was traced with inputs of the shapes and types of a probe."""
-    kind = torch.export.graph_signature.InputKind.USER_INPUT
-    names = {spec.arg.name for spec in found.program.graph_signature.input_specs if spec.kind is kind}
-    nodes = [node for node in found.program.graph.nodes if node.op == "placeholder" and node.name in names]
-    values = [node.meta.get("val") for node in nodes]
+    values = _traced_inputs(found)
     return len(values) == len(probe) and all(
         isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype
         for value, x in zip(values, probe, strict=True)
     )
+
+
+def in_batches(found: Trace, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """Return samples in batches of the size that a graph was traced with, without the first that fill none.
+
+    None where there are too few for one, or samples of other shapes were traced.
+    """
+    sizes = {len(value) for value in _traced_inputs(found) if isinstance(value, Tensor) and value.ndim}
+    if len(sizes) != 1 or 0 in sizes or len({len(x) for x in inputs}) != 1:
+        return []
+    size, count = sizes.pop(), len(inputs[0])
+    ends = range(count % size + size, count + 1, size)
+    batches = [tuple(x[end - size : end] for x in inputs) for end in ends]
+    return batches if batches and traced_with(found, batches[0]) else []
+
+
+def _traced_inputs(found: Trace) -> list[Any]:
+    """Return what stands for the inputs in a graph, in their order."""
+    kind = torch.export.graph_signature.InputKind.USER_INPUT
+    names = {spec.arg.name for spec in found.program.graph_signature.input_specs if spec.kind is kind}
+    nodes = [node for node in found.program.graph.nodes if node.op == "placeholder" and node.name in names]
+    return [node.meta.get("val") for node in nodes]
 
 
 def removed_branches(found: Trace, plan: Plan) -> frozenset[str]:

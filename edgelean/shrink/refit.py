@@ -35,8 +35,8 @@ from edgelean.shrink.trace import Trace
 HELD_OUT = 4
 """One of so many samples takes no part in the fit; the ridge is chosen on it."""
 
-LEAST_ROWS = 8192
-ROWS_PER_FEATURE = 16
+LEAST_ROWS = 4096
+ROWS_PER_FEATURE = 8
 MOST_ELEMENTS = 1 << 26
 """Rows of a reader's input that are fitted: positions of samples, taken at random where there are more."""
 
@@ -45,7 +45,7 @@ def amounts(
     model: nn.Module,
     found: Trace,
     plan: Plan,
-    inputs: tuple[Tensor, ...],
+    batches: Sequence[tuple[Tensor, ...]],
     trained: Container[str],
     ridges: Sequence[float] = RIDGES,
 ) -> Tensors:
@@ -56,9 +56,9 @@ def amounts(
     model
         Not cut yet.
     found
-        Its trace, with inputs of these shapes.
-    inputs
-        A few samples.
+        Its trace, with inputs of the shapes of a batch.
+    batches
+        A few samples, in batches of one size.
     trained
         The parameters that may change; frozen ones stay what they are.
     ridges
@@ -70,7 +70,7 @@ def amounts(
         By the name of the tensor, with the size that it has before the cut.
     """
     with torch.no_grad():
-        return _InStep(model, found, plan, trained, ridges).run(inputs)
+        return _InStep(model, found, plan, trained, ridges, len(batches)).run(batches)
 
 
 def add(model: nn.Module, found: Mapping[str, Tensor], plan: Plan) -> None:
@@ -93,101 +93,133 @@ def single(value: Any) -> Any:
 
 
 class _InStep:
-    """The whole network and the cut one, which is the whole one with masked contents, run operator by operator."""
+    """The whole network and the cut one, which is the whole one with masked contents, run operator by operator.
+
+    Each runs once for every batch, and all of them share their weights.
+    """
 
     def __init__(
-        self, model: nn.Module, found: Trace, plan: Plan, trained: Container[str], ridges: Sequence[float]
+        self, model: nn.Module, found: Trace, plan: Plan, trained: Container[str], ridges: Sequence[float], count: int
     ) -> None:
         self._found, self._ridges = found, ridges
         self._whole_contents, self._cut_contents = tensors_of(model), law.masked(model, plan)
-        self._whole = Masked(found, frozenset(), frozenset(), single)
-        self._cut = Masked(found, removed_atoms(found, plan), removed_branches(found, plan), single)
+        gone, branches = removed_atoms(found, plan), removed_branches(found, plan)
+        self._whole = [Masked(found, frozenset(), frozenset(), single) for _ in range(count)]
+        self._cut = [Masked(found, gone, branches, single) for _ in range(count)]
         self._readers, self._norms = readers(found, trained), norms(found)
         self._staying = {
             name: torch.ones_like(tensor, dtype=torch.float32) for name, tensor in self._cut_contents.items()
         }
         for removal in plan.removals:
-            gone = torch.tensor(removal.indices, device=self._staying[removal.tensor].device)
-            self._staying[removal.tensor].index_fill_(removal.dim, gone, 0)
+            indices = torch.tensor(removal.indices, device=self._staying[removal.tensor].device)
+            self._staying[removal.tensor].index_fill_(removal.dim, indices, 0)
         self._amounts: Tensors = {}
 
-    def run(self, inputs: tuple[Tensor, ...]) -> Tensors:
+    def run(self, batches: Sequence[tuple[Tensor, ...]]) -> Tensors:
         """Return the amounts."""
-        given = [
-            iter(network.given(contents, inputs))
-            for network, contents in ((self._whole, self._whole_contents), (self._cut, self._cut_contents))
-        ]
+        self._give(self._whole, self._whole_contents, batches)
+        self._give(self._cut, self._cut_contents, batches)
         for node in self._found.program.graph.nodes:
             if node.op == "output":
                 break
-            for network, values in zip((self._whole, self._cut), given, strict=True):
-                network.env[node] = next(values) if node.op == "placeholder" else self._ran(network, node)
-            if node in self._readers:
-                self._repair(self._readers[node])
-            for network in (self._whole, self._cut):
+            if node.op != "placeholder":
+                self._run_node(node)
+            for network in (*self._whole, *self._cut):
                 for used in network.user_to_last_uses.get(node, []):
                     del network.env[used]
         return self._amounts
 
-    def _ran(self, network: Masked, node: Node) -> Any:
-        if network is self._cut and node in self._norms:
+    def _give(
+        self, networks: Sequence[Masked], contents: Mapping[str, Tensor], batches: Sequence[tuple[Tensor, ...]]
+    ) -> None:
+        nodes = [node for node in self._found.program.graph.nodes if node.op == "placeholder"]
+        shared = dict(zip(nodes, networks[0].given(contents, batches[0]), strict=True))
+        for network, batch in zip(networks, batches, strict=True):
+            inputs = iter(batch)
+            for node, value in shared.items():
+                own = network is not networks[0] and node.name in self._found.program.graph_signature.user_inputs
+                network.env[node] = single(next(inputs)) if own else value
+
+    def _run_node(self, node: Node) -> None:
+        for network in self._whole:
+            network.env[node] = network.run_node(node)
+        if node in self._norms:
             self._renormalise(node)
-        return network.run_node(node)
+        for network in self._cut:
+            network.env[node] = network.run_node(node)
+        if node in self._readers:
+            self._repair(self._readers[node])
 
     def _repair(self, reader: Reader) -> None:
         """Correct a weight and a bias so that the cut network's product comes nearest to the whole one's."""
-        target, output = self._whole.env[reader.node], self._cut.env[reader.node]
-        if torch.equal(target, output):
+        both = zip(self._whole, self._cut, strict=True)
+        if all(torch.equal(whole.env[reader.node], cut.env[reader.node]) for whole, cut in both):
             return
         followed = any(user in self._norms for user in reader.node.users) and len(reader.node.users) == 1
-        weight = self._cut.env[reader.weight_node]
+        weight = self._cut[0].env[reader.weight_node]
         change, shift = self._corrections(reader, followed or reader.bias is not None)
         if reader.weight is not None and change is not None:
             moved = reader.weight_of(change, weight.shape)
-            self._cut.env[reader.weight_node] = weight + moved
+            self._put(reader.weight_node, weight + moved)
             self._accumulate(reader.weight, moved)
         if reader.bias is not None and reader.bias_node is not None:
             shift = shift * reader.bias.of(self._staying[reader.bias.name])
-            self._cut.env[reader.bias_node] = self._cut.env[reader.bias_node] + shift
+            self._put(reader.bias_node, self._cut[0].env[reader.bias_node] + shift)
             self._accumulate(reader.bias, shift)
-        self._cut.env[reader.node] = self._cut.run_node(reader.node)
+        for network in self._cut:
+            network.env[reader.node] = network.run_node(reader.node)
+
+    def _put(self, node: Node, value: Tensor) -> None:
+        for network in self._cut:
+            network.env[node] = value
 
     def _corrections(self, reader: Reader, centred: bool) -> tuple[Tensor | None, Tensor]:
-        target, output = self._whole.env[reader.node], self._cut.env[reader.node]
-        x = self._cut.env[reader.source]
+        first = self._cut[0].env[reader.node]
+        count = reader.rows(first)
         if reader.weight is None:
-            rest = reader.outputs(target - output, torch.arange(reader.rows(output), device=output.device))
+            rest = self._missing(reader, [torch.arange(count, device=first.device)] * len(self._cut))
             return None, rest.mean(1).flatten()
         staying = reader.matrices(reader.weight.of(self._staying[reader.weight.name]))
         change = torch.zeros_like(staying)
         shift = torch.zeros(staying.shape[:2], device=staying.device)
         most = MOST_ELEMENTS // (staying.shape[0] * staying.shape[2])
         wanted = min(max(LEAST_ROWS, ROWS_PER_FEATURE * staying.shape[2]), most)
-        fit, held_out = _rows(reader.rows(output), wanted, x.device)
-        parts = [
-            (reader.features(x, output, rows), reader.outputs(target, rows) - reader.outputs(output, rows))
-            for rows in (fit, held_out)
-        ]
+        parts = []
+        for rows in _rows(count * len(self._cut), wanted, first.device):
+            places = [rows[rows // count == batch] % count for batch in range(len(self._cut))]
+            both = zip(self._cut, places, strict=True)
+            features = [reader.features(cut.env[reader.source], first, within) for cut, within in both]
+            parts.append((torch.cat(features, 1), self._missing(reader, places)))
         for group, mask in enumerate(staying):
-            outputs, features = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-            pairs = [Rows(a[group][:, features], b[group][:, outputs]) for a, b in parts]
-            if len(outputs) and len(features):
+            outputs, features_left = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+            pairs = [Rows(a[group][:, features_left], b[group][:, outputs]) for a, b in parts]
+            if len(outputs) and len(features_left):
                 best = correction(pairs[0], pairs[1], centred, self._ridges)
-                change[group][outputs[:, None], features] = best.matrix
+                change[group][outputs[:, None], features_left] = best.matrix
                 shift[group][outputs] = best.shift
         return change * staying, shift.flatten()
+
+    def _missing(self, reader: Reader, places: Sequence[Tensor]) -> Tensor:
+        """Return what the cut network's product lacks at some rows of every batch, ``[groups, rows, outputs]``."""
+        both = zip(self._whole, self._cut, places, strict=True)
+        parts = [
+            reader.outputs(whole.env[reader.node], rows) - reader.outputs(cut.env[reader.node], rows)
+            for whole, cut, rows in both
+        ]
+        return torch.cat(parts, 1)
 
     def _renormalise(self, node: Node) -> None:
         """Let a batch norm take over what has become of the mean and the variance of its inputs."""
         source = node.args[0]
         assert isinstance(source, Node)
-        before, now = (_moments(network.env[source]) for network in (self._whole, self._cut))
+        before, now = (_moments([network.env[source] for network in networks]) for networks in (self._whole, self._cut))
         share = torch.where(before[1] > 0, now[1] / before[1], 1.0)
         mean, variance = self._norms[node]
-        for place, amount in ((mean, now[0] - before[0]), (variance, (share - 1) * self._cut.env[variance])):
+        known = self._cut[0].env
+        for place, amount in ((mean, now[0] - before[0]), (variance, (share - 1) * known[variance])):
             part = Part(self._found.names[place.name], ())
             amount = amount * self._staying[part.name]
-            self._cut.env[place] = self._cut.env[place] + amount
+            self._put(place, known[place] + amount)
             self._accumulate(part, amount)
 
     def _accumulate(self, part: Part, amount: Tensor) -> None:
@@ -195,9 +227,15 @@ class _InStep:
         self._amounts[part.name] = self._amounts[part.name] + placed if part.name in self._amounts else placed
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    others = [dim for dim in range(x.ndim) if dim != 1]
-    return x.mean(others), x.var(others, correction=0)
+def _moments(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the mean and the variance of every channel over batches of one size."""
+    others = [dim for dim in range(batches[0].ndim) if dim != 1]
+    means = torch.stack([x.mean(others) for x in batches])
+    mean = means.mean(0)
+    place = [-1 if dim == 1 else 1 for dim in range(batches[0].ndim)]
+    # torch's own variance takes several times as long.
+    squares = torch.stack([(x - mean.view(place)).square().mean(others) for x in batches])
+    return mean, squares.mean(0)
 
 
 def _rows(count: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:
