@@ -1,7 +1,7 @@
 """What a refit, and a balanced basis, save right after a cut: trained networks, before any further step.
 
-Every axis is halved at once, and refitted. Where an axis has a free basis (places within heads), it is cut in the
-present basis and in the balanced one.
+Every axis but blocks is halved at once, and refitted. Where an axis has a free basis (places within heads), it is cut
+in the present basis and in the balanced one.
 
 Prints one line per network and the goals beside their figures, and exits 1 when a goal is missed. The data are MNIST
 and CIFAR-10 as JPEG copies from the folder that EDGELEAN_DATA names, or the digits of scikit-learn without it.
@@ -34,7 +34,7 @@ from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.prove import prove
 from edgelean.shrink.recent import MOST_SAMPLES
 from edgelean.shrink.rotate import EXACT, bases, turned
-from edgelean.shrink.scores import Scores
+from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.trace import trace
 
 LEAST_RECOVERED = 0.5
@@ -89,7 +89,7 @@ def train(case: Case, split: Split) -> Trained:
     model = case.make(tuple(split.inputs.shape[1:]))
     found = dissect(model, (split.inputs[:2],))
     anatomy = prove(model, found, (split.inputs[:4],)).applied(found)
-    scores = Scores()
+    scores = open_score("energy", 0)
     scores.watch(model, anatomy.axes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=case.rate, weight_decay=1e-2)
     steps = case.epochs * -(-len(split.inputs) // BATCH)
@@ -113,15 +113,15 @@ def train(case: Case, split: Split) -> Trained:
     return Trained(model, anatomy, order, spent_s / steps)
 
 
-def _order(scores: Scores, anatomy: Anatomy, name: str, model: nn.Module) -> tuple[int, ...]:
+def _order(scores: Score, anatomy: Anatomy, name: str, model: nn.Module) -> tuple[int, ...]:
     """Return in which order units go; queries and keys, which nothing prices, as they come."""
     priced = scores.removal_prices(anatomy.axes[name], model)
     return tuple(range(anatomy.axes[name].size)) if priced is None else priced[0]
 
 
 def judge(case: Case, data: Data, trained: Trained) -> Row:
-    """Halve every axis of a network, and refit it."""
-    keep = {name: axis.size // 2 for name, axis in trained.anatomy.axes.items()}
+    """Halve every axis of a network, and refit it; blocks, of which there is no half, stay."""
+    keep = {name: axis.size // 2 for name, axis in trained.anatomy.axes.items() if axis.size > 1}
     plan = make_plan(trained.anatomy, keep, trained.order, 0.0)
     figures, spent_s = {}, 0.0
     for what, ridges in (("cut", None), ("mean", ()), ("refitted", RIDGES)):
