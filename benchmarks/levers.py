@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.levers_parts.lever import LEVERS, QUICK, Lever
+from benchmarks.levers_parts.lever import LEVERS, QUICK, QUICK_SHARES, SHARES, Lever
 from benchmarks.levers_parts.one_run import Outcome, train
 from benchmarks.levers_parts.table import Goal, goals, lines
 from edgelean.errors import EdgeleanError, InputError
@@ -31,11 +31,11 @@ Task = tuple[Lever, float, int]
 SEEDS, QUICK_SEEDS = 3, 1
 
 
-def tasks(levers: Sequence[Lever], seeds: Sequence[int]) -> Iterator[Task]:
+def tasks(levers: Sequence[Lever], seeds: Sequence[int], shares: Sequence[float]) -> Iterator[Task]:
     """Yield all trainings, seed by seed, so that a table that was broken off compares like with like."""
     for seed in seeds:
         for lever in levers:
-            for share in lever.shares():
+            for share in (1.0,) if lever.kind == "full" else shares:
                 yield lever, share, seed
 
 
@@ -121,7 +121,7 @@ def chosen(names: Sequence[str] | None) -> list[Lever]:
 def main() -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the main rows with one seed")
+    parser.add_argument("--quick", action="store_true", help="the main rows with one seed, at the smaller size")
     parser.add_argument("--json", type=Path, metavar="FILE", help="outcomes accumulate here")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows only")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="these seeds only")
@@ -131,7 +131,7 @@ def main() -> int:
         levers = chosen(arguments.rows or (QUICK if arguments.quick else None))
         done = load(arguments.json)
         seeds = arguments.seeds or range(QUICK_SEEDS if arguments.quick else SEEDS)
-        todo = list(tasks(levers, seeds))
+        todo = list(tasks(levers, seeds, QUICK_SHARES if arguments.quick else SHARES))
         run(todo, done, arguments.jobs, arguments.json)
     except EdgeleanError as error:
         print(f"levers: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """What a refit, and a balanced basis, save right after a cut: trained networks, before any further step.
 
-Every axis is halved at once, and refitted. Where an axis has a free basis (places within heads), it is cut in the
-present basis and in the balanced one.
+Every axis but blocks is halved at once, and refitted. Where an axis has a free basis (places within heads), it is cut
+in the present basis and in the balanced one.
 
 Prints one line per network and the goals beside their figures, and exits 1 when a goal is missed. The data are MNIST
 and CIFAR-10 as JPEG copies from the folder that EDGELEAN_DATA names, or the digits of scikit-learn without it.
@@ -120,8 +120,8 @@ def _order(scores: Score, anatomy: Anatomy, name: str, model: nn.Module) -> tupl
 
 
 def judge(case: Case, data: Data, trained: Trained) -> Row:
-    """Halve every axis of a network, and refit it."""
-    keep = {name: axis.size // 2 for name, axis in trained.anatomy.axes.items()}
+    """Halve every axis of a network, and refit it; blocks, of which there is no half, stay."""
+    keep = {name: axis.size // 2 for name, axis in trained.anatomy.axes.items() if axis.size > 1}
     plan = make_plan(trained.anatomy, keep, trained.order, 0.0)
     figures, spent_s = {}, 0.0
     for what, ridges in (("cut", None), ("mean", ()), ("refitted", RIDGES)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -257,6 +259,71 @@ def test_layers_that_read_the_same_share_their_moments_and_keep_them_apart_after
     first, second = score.flows["first"], score.flows["second"]
     assert torch.equal(first.second, second.second)
     assert first.second.data_ptr() != second.second.data_ptr()
+
+
+class Attending(nn.Module):
+    """Attention over what an inner layer makes of a sequence, by the module for it."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.attend, self.turn = nn.MultiheadAttention(8, 2, batch_first=batch_first), not batch_first
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = x.transpose(0, 1) if self.turn else x
+        x = self.attend(x, x, x, need_weights=False)[0]
+        return self.head((x.transpose(0, 1) if self.turn else x).mean(1))
+
+
+class Projecting(nn.Module):
+    """The same in single layers."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.embed, self.head = copy.deepcopy(other.embed), copy.deepcopy(other.head)
+        self.packed, self.out = nn.Linear(8, 24), copy.deepcopy(other.attend.out_proj)
+        self.packed.weight.data, self.packed.bias.data = (
+            other.attend.in_proj_weight.data,
+            other.attend.in_proj_bias.data,
+        )
+
+    def forward(self, x):
+        q, k, v = (each.unflatten(-1, (2, -1)).transpose(1, 2) for each in self.packed(self.embed(x)).chunk(3, -1))
+        mixed = torch.softmax(q @ k.mT / 2, -1) @ v
+        return self.head(self.out(mixed.transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_what_attention_reads_is_priced_like_what_its_projections_would_read(batch_first):
+    torch.manual_seed(0)
+    model = Attending(batch_first)
+    single = Projecting(model)
+    x, y = torch.randn(64, 7, 6), torch.randint(0, 5, (64,))
+    prices = []
+    for each in (model, single):
+        anatomy, score = watching(each, (x[:4],))
+        observe(score, each, x, y)
+        prices.append(score.unit_prices(anatomy.axes["embed"], each))
+    assert torch.allclose(*prices, rtol=1e-3)
+
+
+def test_attention_to_another_sequence_is_priced_by_the_slopes_of_its_weights():
+    class Crossing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 5)
+            self.attend = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+
+        def forward(self, x):
+            return self.head(self.attend(self.embed(x), x, x, need_weights=False)[0].mean(1))
+
+    model = Crossing()
+    anatomy, score = watching(model, (torch.randn(4, 7, 6),))
+    observe(score, model, torch.randn(16, 7, 6), torch.randint(0, 5, (16,)))
+    score.observe_gradients(model, anatomy.axes)
+    assert score.flows["attend"].fisher is None
+    assert float(score.unit_prices(anatomy.axes["embed"], model).sum()) > 0
 
 
 def test_inputs_by_name_count_as_samples():

@@ -53,10 +53,6 @@ class Lever:
     rewarmed: float = 0.0
     momentum: Literal["sliced", "dropped"] = "sliced"
 
-    def shares(self) -> tuple[float, ...]:
-        """Return the shares of the multiply-accumulates that there are to try: all of them at full size."""
-        return (1.0,) if self.kind == "full" else SHARES
-
 
 def evenly(count: int, first: float, last: float) -> tuple[float, ...]:
     """Return the times of so many cuts."""
@@ -103,4 +99,5 @@ LEVERS = (
 )
 """The most telling first: what is there when time runs out can be used."""
 
-QUICK = (FULL.name, BASE.name, SCRATCH.name, DEFAULT.name, "random units")
+QUICK, QUICK_SHARES = (FULL.name, BASE.name, SCRATCH.name, DEFAULT.name), (0.25,)
+"""What goals are about, in four trainings."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgelean.nn import Selective, StateSpace
+from edgelean.nn.attention import FreeAttention
 from edgelean.shrink.axes import Axis, Slot
 from edgelean.shrink.block_prices import watch_block
 from edgelean.shrink.plan import Plan
@@ -99,7 +100,7 @@ class Scores:
             elif isinstance(module, Selective):
                 recording = self._recorded(self.flows.setdefault(path, Flow()))
                 self._handles.append(module.register_forward_pre_hook(recording))
-            elif isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
+            elif isinstance(module, (nn.Linear, FreeAttention, *CONVOLUTIONS, *TRANSPOSED)):
                 reading = self._read(self.flows.setdefault(path, Flow()))
                 self._handles.append(module.register_forward_pre_hook(reading))
 
@@ -131,11 +132,14 @@ class Scores:
 
     def _read(self, flow: Flow) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            x = arguments[0] if arguments else None
+            x = _read_by(module, arguments)
             if not (self.active and module.training and isinstance(x, Tensor) and x.requires_grad and x.ndim > 1):
                 return None
-            moments = self._moments(module, x)
-            flow.size = torch.tensor(x.shape[2:] if _layout(module)[0] else x.shape[1:-1], dtype=torch.int64)
+            samples = x.transpose(0, 1) if _behind(module, x) else x
+            moments = self._moments(module, samples)
+            flow.size = torch.tensor(
+                samples.shape[2:] if _layout(module)[0] else samples.shape[1:-1], dtype=torch.int64
+            )
             flow.blend("mean", moments.mean)
             flow.blend("square", moments.square)
             flow.blend("between", moments.between)
@@ -145,7 +149,7 @@ class Scores:
             # A view of its own, so that the gradient is what flows through this reader and no other.
             own = x.view_as(x)
             _on_gradient(own, lambda gradient: self._felt(flow, module, gradient))
-            return (own, *arguments[1:])
+            return tuple(own if each is x else each for each in arguments)
 
         return hook
 
@@ -168,6 +172,7 @@ class Scores:
         return hook
 
     def _felt(self, flow: Flow, module: nn.Module, gradient: Tensor) -> None:
+        gradient = gradient.transpose(0, 1) if _behind(module, gradient) else gradient
         total = per_sample(module, gradient.detach())
         if not bool(torch.isfinite(total.sum())):
             return  # a gradient that overflowed: the training leaves this step out, too
@@ -323,6 +328,19 @@ def _others(size: int, gone: set[int]) -> list[int]:
 
 def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
     tensor.register_hook(take)  # type: ignore[no-untyped-call]  # torch has not typed it
+
+
+def _read_by(module: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """Return what a layer reads; None where that is several tensors, or one with several weights."""
+    if isinstance(module, FreeAttention):
+        alike = len(arguments) > 2 and arguments[0] is arguments[1] and arguments[0] is arguments[2]
+        return arguments[0] if alike and module.in_proj_weight is not None else None
+    return arguments[0] if arguments else None
+
+
+def _behind(module: nn.Module, x: Tensor) -> bool:
+    """Tell whether the samples are the second dimension of what a layer reads."""
+    return isinstance(module, FreeAttention) and not module.batch_first and x.ndim > 2
 
 
 def _layout(module: nn.Module) -> tuple[bool, int]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgelean.nn import Selective
+from edgelean.nn.attention import FreeAttention
 from edgelean.shrink.axes import Axis, Slot
 from edgelean.shrink.scores.collect import CONVOLUTIONS, Scores, slot_name
 from edgelean.shrink.scores.elimination import Reader, eliminate
@@ -70,7 +71,8 @@ class Energy(Scores):
         parts = flow.parts()
         if parts is None or flow.doubt is None or getattr(module, "groups", 1) != 1:
             return None
-        return Reader.of(parts, float(flow.doubt), places) if isinstance(module, (nn.Linear, *CONVOLUTIONS)) else None
+        refitted = isinstance(module, (nn.Linear, FreeAttention, *CONVOLUTIONS))
+        return Reader.of(parts, float(flow.doubt), places) if refitted else None
 
     def element_prices(self, path: str, slot: Slot) -> Tensor | None:
         """Return the price of each element that a reader reads, in nats, if it is not refitted."""
