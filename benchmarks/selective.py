@@ -102,7 +102,7 @@ def cut(model: nn.Module, plan: Plan, inputs: tuple[Tensor, ...] = ()) -> nn.Mod
     amounts: dict[str, Tensor] = {}
     twin = copy.deepcopy(model)
     if inputs:
-        amounts = refit.amounts(twin, trace(twin, inputs), plan, inputs, frozenset(dict(twin.named_parameters())))
+        amounts = refit.amounts(twin, trace(twin, inputs), plan, [inputs], frozenset(dict(twin.named_parameters())))
     apply(twin, plan)
     refit.add(twin, amounts, plan)
     return twin

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgelean.bench import Bench
 from edgelean.errors import InputError, LawError
 from edgelean.shrink import law, refit, rotate
+from edgelean.shrink.certificate import Truncation
 from edgelean.shrink.cut import Tensors, apply, cloned, restore, tensors_of
 from edgelean.shrink.followers import Follower, Optimizer, counterpart, restart
 from edgelean.shrink.gramians import Balanced, balanced
@@ -22,7 +23,7 @@ from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score
 from edgelean.shrink.states import left_to_read, state_layer
 from edgelean.shrink.trace import trace
-from edgelean.shrink.truncations import Truncation, certified, systems_at
+from edgelean.shrink.truncations import certified, systems_at
 from edgelean.shrink.wrappers import Ranks, synchronise
 
 EXACT_TYPES = (torch.float32, torch.float64)

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from edgelean.errors import InputError, LawError
 from edgelean.nn import LRU, S4D, S5, Bidirectional, DiagonalSystem, Mamba
 from edgelean.shrink import law
-from edgelean.shrink.balance import measured_gramians, measured_prices, truncate
+from edgelean.shrink.balance import measured_gramians, measured_prices, refitted_to, truncate
 from edgelean.shrink.cut import apply, tensors_of
 from edgelean.shrink.plan import Plan, Removal
 from edgelean.shrink.states import left_to_read, state_prices, state_spectrum, system_of
@@ -52,13 +52,18 @@ def each(system):
     return [(single, slice(i, i + 1)) for i, single in enumerate(singles)]
 
 
+def expected_of(system, states, read):
+    """The system that balancing for these inputs keeps, its outputs fitted to them."""
+    return refitted_to(system, truncate(system, states, measured_gramians(system, read)).system, read)
+
+
 @pytest.mark.parametrize("measured", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_cut_layer_computes_what_the_truncated_system_computes_step_by_step(name, measured):
     layer, read, inputs = built(name), sequences(), sequences(2)
     expected = layer.D.detach() * inputs
     for system, its in each(layer.system()):
-        reduced = truncate(system, 4, measured_gramians(system, read[..., its]) if measured else None).system
+        reduced = expected_of(system, 4, read[..., its]) if measured else truncate(system, 4).system
         expected[..., its] += simulated(reduced, inputs[..., its])
     cut_to(layer, 4, read if measured else None)
     assert layer.states == 4
@@ -125,9 +130,9 @@ def test_the_directions_of_a_pair_are_cut_each_on_its_own_for_what_each_reads():
     apply(both, Plan((), (), {"ahead": 4, "back": 2}, 0.0), read={"ahead": x, "back": x.flip(1)})
     assert (both.ahead.states, both.back.states) == (4, 2)
     expected = (both.ahead.D + both.back.D).detach() * x
-    expected += simulated(truncate(ahead, 4, measured_gramians(ahead, x)).system, x)
+    expected += simulated(expected_of(ahead, 4, x), x)
     for system, its in each(back):
-        reduced = truncate(system, 2, measured_gramians(system, x.flip(1)[..., its])).system
+        reduced = expected_of(system, 2, x.flip(1)[..., its])
         expected[..., its] += simulated(reduced, x.flip(1)[..., its]).flip(1)
     with torch.no_grad():
         torch.testing.assert_close(both(x), expected, rtol=1e-7, atol=1e-8)

@@ -13,8 +13,9 @@ from sample_report import sample_events, sample_evolution, sample_report
 from edgelean.report import Report, story
 from edgelean.report.history import evolutions, from_events
 from edgelean.report.html import render
-from edgelean.report.model import Evolution, LayerWidth, Look, Truncation
+from edgelean.report.model import Evolution, LayerWidth, Look
 from edgelean.report.plots import Mark, draw_evolution
+from edgelean.shrink.certificate import Truncation
 from edgelean.spectra import rows
 
 HOSTILE = "<script>alert('$x$')</script>"

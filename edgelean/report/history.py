@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgelean.reading import Provenance
-from edgelean.report.model import CutPoint, EnergyPart, EpochPoint, Evolution, Look, ReadingPoint, Truncation
+from edgelean.report.model import CutPoint, EnergyPart, EpochPoint, Evolution, Look, ReadingPoint
+from edgelean.shrink.certificate import Truncation
 
 Event = Mapping[str, Any]
 

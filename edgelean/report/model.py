@@ -13,6 +13,7 @@ from edgelean.errors import InputError
 from edgelean.exporter import EngineNote
 from edgelean.exporter.steps import Form
 from edgelean.reading import Provenance
+from edgelean.shrink.certificate import Truncation
 from edgelean.verifier import ArtifactCheck
 
 Outcome = Literal["met", "not met", "undecided"]
@@ -127,36 +128,6 @@ class ReadingPoint:
     macs: int
     provenance: Provenance
     energy_provenance: Provenance | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Truncation:
-    """What is known of one truncated state space layer.
-
-    Attributes
-    ----------
-    layer
-        Its path in the model.
-    before, after
-        Complex states; of each system where the layer is a bank of them.
-    gain
-        Largest gain of the full system at any frequency.
-    certificate
-        Twice the sum of the Hankel singular values that went: no frequency exceeds it, if the truncation is balanced
-        for white inputs.
-    worst
-        Largest gain of the difference at any frequency, measured.
-    energy
-        Energy of the difference of the outputs, for what the layer read, as a share of that of the outputs.
-    """
-
-    layer: str
-    before: int
-    after: int
-    gain: float
-    certificate: float
-    worst: float
-    energy: float
 
 
 @dataclass(frozen=True, kw_only=True)

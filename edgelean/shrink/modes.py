@@ -7,8 +7,6 @@ and do last. When their order stands, so does the space that balancing keeps, at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -31,16 +29,12 @@ def spectra_of(system: DiagonalSystem, inputs: Tensor | None = None) -> Tensor:
         What the layer reads, ``[batch, time, width]``; feature i goes to system i of a bank. Without it for white
         noise.
     """
-    if system.lam.ndim == 1:
-        given = None if inputs is None else measured_gramians(system, inputs)
-        return hankel_singular_values(system, given)[None]
-    each = map(DiagonalSystem, system.lam, system.B, system.C)
-    read: Sequence[Tensor | None] = [None] * len(system.lam) if inputs is None else torch.split(inputs, 1, -1)
-    return torch.cat([spectra_of(one, its) for one, its in zip(each, read, strict=True)])
+    found = hankel_singular_values(system, None if inputs is None else measured_gramians(system, inputs))
+    return found.reshape(-1, found.shape[-1])
 
 
 def pooled(sigma: Tensor) -> Tensor:
-    """Return one spectrum ``[2 N]`` of all systems ``[systems, 2 N]``: the sum of their largest, and so on.
+    """Return one line ``[K]`` of the lines of all systems ``[systems, K]``: their sum. That of one remains what it is.
 
     All systems of a bank keep equally many states, so what a rank keeps of the bank is what it keeps of this.
     """

@@ -6,21 +6,15 @@ of states in all: each system is truncated on its own, and a state costs the sum
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from edgelean.errors import InputError
 from edgelean.nn import DiagonalSystem, StateSpace
-from edgelean.shrink.balance import (
-    Gramians,
-    Reduction,
-    hankel_singular_values,
-    measured_gramians,
-    measured_prices,
-    truncate,
-)
+from edgelean.shrink.balance import Reduction, measured_gramians, measured_prices, refitted_to, truncate
+from edgelean.shrink.modes import pooled, spectra_of
 from edgelean.shrink.plan import Plan
 
 
@@ -88,11 +82,15 @@ def reduced(system: DiagonalSystem, states: int, inputs: Tensor | None = None) -
     Parameters
     ----------
     inputs
-        What the layer reads, ``[batch, time, width]``; states are balanced for that, without it for white noise.
+        What the layer reads, ``[batch, time, width]``; states are balanced for that, and C refitted to it. Without it
+        they are balanced for white noise.
     """
-    if system.lam.ndim == 1:
-        return truncate(system, states, _given(system, inputs))
-    return _joined([reduced(one, states, its) for one, its in _each(system, inputs)])
+    if inputs is None:
+        return truncate(system, states)
+    found = truncate(system, states, measured_gramians(system, inputs))
+    if found.method == "unchanged" or len(inputs) < 2:
+        return found
+    return replace(found, system=refitted_to(system, found.system, inputs))
 
 
 def state_prices(system: DiagonalSystem, weight: Tensor, inputs: Tensor) -> Tensor:
@@ -105,40 +103,12 @@ def state_prices(system: DiagonalSystem, weight: Tensor, inputs: Tensor) -> Tens
     inputs
         What the layer reads, ``[batch, time, width]``.
     """
-    if system.lam.ndim == 1:
-        return measured_prices(system, weight, inputs)
-    each = zip(_each(system, inputs), weight.reshape(-1, 1), strict=True)
-    return torch.stack([measured_prices(one, its_weight, its) for (one, its), its_weight in each]).sum(0)
+    return pooled(measured_prices(system, weight, inputs))
 
 
 def state_spectrum(system: DiagonalSystem, inputs: Tensor | None = None) -> Tensor:
     """Return the Hankel singular values, ``[2N]``, largest first; of a bank the sum over its features."""
-    if system.lam.ndim == 1:
-        return hankel_singular_values(system, _given(system, inputs))
-    return torch.stack([state_spectrum(one, its) for one, its in _each(system, inputs)]).sum(0)
-
-
-def _given(system: DiagonalSystem, inputs: Tensor | None) -> Gramians | None:
-    return None if inputs is None else measured_gramians(system, inputs)
-
-
-def _each(bank: DiagonalSystem, inputs: Tensor | None) -> list[tuple[DiagonalSystem, Any]]:
-    """Return the systems of a bank, each with what it reads, if that is known."""
-    singles = [DiagonalSystem(*parts) for parts in zip(bank.lam, bank.B, bank.C, strict=True)]
-    return list(zip(singles, [None] * len(singles) if inputs is None else torch.split(inputs, 1, -1), strict=True))
-
-
-def _joined(each: list[Reduction]) -> Reduction:
-    """Return the reductions of a bank as one. Features do not meet, so the largest bound is that of all."""
-    systems = [one.system for one in each]
-    methods = [one.method for one in each]
-    return Reduction(
-        DiagonalSystem(*(torch.stack([getattr(one, name) for one in systems]) for name in ("lam", "B", "C"))),
-        torch.stack([one.hankel for one in each]),
-        max(one.order for one in each),
-        max(one.bound for one in each),
-        "subset" if "subset" in methods else methods[0],
-    )
+    return pooled(spectra_of(system, inputs))
 
 
 def simulated(system: DiagonalSystem, inputs: Tensor) -> Tensor:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgelean.nn.system import DiagonalSystem, StateSpace
 from edgelean.shrink.balance import Reduction
+from edgelean.shrink.certificate import Truncation
 from edgelean.shrink.modes import drive, some, spectra_of
 
 FREQUENCIES = 64
@@ -28,40 +27,6 @@ FREQUENCIES = 64
 
 ITERATIONS = 12
 """Of the power method, at every frequency at once."""
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """One truncated state space layer.
-
-    Attributes
-    ----------
-    layer
-        Its path in the model.
-    before, after
-        Complex states, of each system where the layer is a bank of them.
-    gain
-        Largest gain of the full system at any frequency.
-    certificate
-        Twice the sum of the Hankel singular values that went, for white inputs: what no frequency exceeds if the
-        truncation is balanced for them. Of a bank, the largest.
-    worst
-        Largest gain of the difference between the full and the truncated system at any frequency, measured.
-    energy
-        Energy of the difference of the outputs on what the layer read, as a share of that of the outputs.
-    """
-
-    layer: str
-    before: int
-    after: int
-    gain: float
-    certificate: float
-    worst: float
-    energy: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the truncation as plain JSON types."""
-        return asdict(self)
 
 
 def systems_at(model: nn.Module, paths: Iterable[str]) -> dict[str, DiagonalSystem]:
@@ -93,8 +58,7 @@ def certified(
 
 def _certified(path: str, full: DiagonalSystem, reduction: Reduction, inputs: Tensor) -> Truncation:
     difference = _joined(full, reduction.system)
-    order = int(torch.as_tensor(reduction.order).min())
-    tails = spectra_of(full)[:, order:].sum(-1)
+    tails = spectra_of(full)[:, int(reduction.orders.min()) :].sum(-1)
     return Truncation(
         layer=path,
         before=full.states,
@@ -109,8 +73,8 @@ def _certified(path: str, full: DiagonalSystem, reduction: Reduction, inputs: Te
 def gain(system: DiagonalSystem) -> float:
     """Return the largest gain of the real map of a system at any frequency (its H-infinity norm), from below.
 
-    Looked for on a grid that holds the resonances of the strongest modes, by the power method; a bank is as strong as
-    its strongest system.
+    Looked for on a grid that holds the resonances of the strongest modes, by the power method, which a training can
+    afford: `largest_gain` decomposes a matrix at every frequency. A bank is as strong as its strongest system.
     """
     around = torch.polar(torch.ones_like(_frequencies(system)), _frequencies(system))
     ahead = 1 / (around[..., :, None] - system.lam[..., None, :])

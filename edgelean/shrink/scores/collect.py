@@ -6,9 +6,8 @@ Moments are taken of some positions of a batch only, and once where several laye
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,18 +22,12 @@ from edgelean.shrink.block_prices import watch_block
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.scores.flow import FORGETTING, Flow
 from edgelean.shrink.scores.likelihood import Sight, of_cross_entropy, of_labels
+from edgelean.shrink.scores.places import CONVOLUTIONS, TRANSPOSED, energy, layout, per_sample, some_positions
 from edgelean.shrink.scores.protocol import Running
 from edgelean.shrink.states import parameter_in, state_prices, state_spectrum, system_of
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
 WIDEST_SECOND = 1024
 """Up to so many features their second moments are kept in pairs, for the refit and for prices after it."""
-
-SHARE, FEWEST, POSITIONS = 8, 256, 2048
-"""Moments are taken of one in so many positions of a batch, but of at least (and at most) so many; and of no fewer than
-a third of the features."""
 
 SEQUENCES = 32
 """So many recorded sequences tell what a state space layer really reads."""
@@ -137,9 +130,7 @@ class Scores:
                 return None
             samples = x.transpose(0, 1) if _behind(module, x) else x
             moments = self._moments(module, samples)
-            flow.size = torch.tensor(
-                samples.shape[2:] if _layout(module)[0] else samples.shape[1:-1], dtype=torch.int64
-            )
+            flow.size = torch.tensor(samples.shape[2:] if layout(module)[0] else samples.shape[1:-1], dtype=torch.int64)
             flow.blend("mean", moments.mean)
             flow.blend("square", moments.square)
             flow.blend("between", moments.between)
@@ -183,7 +174,7 @@ class Scores:
 
     def _moments(self, module: nn.Module, x: Tensor) -> Moments:
         """Return moments of what a layer reads; layers that read the same tensor share them."""
-        key = (x._version, _layout(module))
+        key = (x._version, layout(module))
         if self._last and self._last[0]() is x and self._last[1] == key:
             known: Moments = self._last[2]
             return known
@@ -341,64 +332,3 @@ def _read_by(module: nn.Module, arguments: tuple[Any, ...]) -> Any:
 def _behind(module: nn.Module, x: Tensor) -> bool:
     """Tell whether the samples are the second dimension of what a layer reads."""
     return isinstance(module, FreeAttention) and not module.batch_first and x.ndim > 2
-
-
-def _layout(module: nn.Module) -> tuple[bool, int]:
-    """Return whether features are the second dimension, and in how many groups they are shared."""
-    convolution = isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
-    return convolution, module.groups if isinstance(module, CONVOLUTIONS) else 1
-
-
-def _stride(places: int, wanted: int, sizes: Sequence[int]) -> int:
-    """Return every how many of the places of a grid are taken, so that no row or column of it is left out."""
-    stride = max(1, places // max(1, wanted))
-    while stride < places and any(size > 1 and math.gcd(stride, size) > 1 for size in sizes):
-        stride += 1
-    return stride
-
-
-def _enough(positions: int, features: int) -> int:
-    """Return how many positions tell the moments of so many features at a small part of the cost of the layer."""
-    return min(positions, max(features // 3, FEWEST, min(positions // SHARE, POSITIONS)))
-
-
-def _by_group(x: Tensor, groups: int) -> Tensor:
-    """Return ``[samples, features, places]`` of a convolution; groups share their features."""
-    return x if groups == 1 else torch.unflatten(x, 1, (groups, -1)).transpose(1, 2).flatten(2)
-
-
-def some_positions(module: nn.Module, x: Tensor) -> Tensor:
-    """Return ``[positions, features]`` of what a layer reads, of some positions only."""
-    convolution, groups = _layout(module)
-    if not convolution:
-        rows = x.flatten(0, -2)
-        return rows[:: _stride(len(rows), _enough(len(rows), rows.shape[1]), x.shape[:-1])]
-    flat = x.flatten(2)
-    samples, features, places = flat.shape
-    stride = _stride(places, _enough(samples * places, features) // samples, x.shape[2:])
-    return _by_group(flat[..., stride // 2 :: stride], groups).transpose(1, 2).flatten(0, 1)
-
-
-def energy(module: nn.Module, gradient: Tensor) -> Tensor:
-    """Return the squared gradient, summed over the places of a sample, from some of them: ``[samples, features]``."""
-    convolution, groups = _layout(module)
-    if gradient.ndim == 2:
-        return gradient.float().square()
-    flat, sizes = (
-        (gradient.flatten(2), gradient.shape[2:]) if convolution else (gradient.flatten(1, -2), gradient.shape[1:-1])
-    )
-    dim = 2 if convolution else 1
-    samples, places, features = len(flat), flat.shape[dim], flat.shape[3 - dim]
-    stride = _stride(places, _enough(samples * places, features) // samples, sizes)
-    some = flat[..., stride // 2 :: stride] if convolution else flat[:, stride // 2 :: stride]
-    taken = places / some.shape[dim]
-    return _by_group(some, groups).float().square().sum(dim) * taken
-
-
-def per_sample(module: nn.Module, x: Tensor) -> Tensor:
-    """Return the sum over all places of each sample, ``[samples, features]``."""
-    convolution, groups = _layout(module)
-    if not convolution:
-        return x.float() if x.ndim == 2 else x.flatten(1, -2).sum(1, dtype=torch.float32)
-    total = x.flatten(2).sum(2, dtype=torch.float32)
-    return total if groups == 1 else torch.unflatten(total, 1, (groups, -1)).sum(1)

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from edgelean.nn import Selective
 from edgelean.nn.attention import FreeAttention
 from edgelean.shrink.axes import Axis, Slot
-from edgelean.shrink.scores.collect import CONVOLUTIONS, Scores, slot_name
+from edgelean.shrink.scores.collect import Scores, slot_name
 from edgelean.shrink.scores.elimination import Reader, eliminate
 from edgelean.shrink.scores.flow import Flow
+from edgelean.shrink.scores.places import CONVOLUTIONS
 from edgelean.shrink.scores.protocol import Running
 from edgelean.shrink.scores.selective import reader_of_states
 from edgelean.shrink.states import parameter_in
