@@ -178,7 +178,7 @@ class ClosedLoop:
         self, step: int, plan: Plan, turns: Mapping[str, Sequence[Turn]], metric: float | None, **why: Any
     ) -> None:
         """Cut, and record what that did; a cut that breaks the law is taken back at once."""
-        self.progress.pending = self._snapshot()
+        self.progress.pending = self._snapshot(plan)
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
             operation = operate(self._patient, plan, self.scores, self._repair(step), turns)
@@ -257,14 +257,17 @@ class ClosedLoop:
             self.progress.controller = control.postponed(self.progress.controller, step)
             return True
         reason = f"the metric was {guard.best:.4f} before the cut and is {metric:.4f} after recovery"
+        # Channels may go in smaller cuts. A block goes whole: it would be missed as much the next time.
+        self.progress.banned |= dict.fromkeys(self.progress.pending.blocks, f"{reason}, which took this block away")
         self._go_back(step, reason=reason, metric_before=guard.best, metric_now=metric)
         self.record_reading(step)
         return True
 
-    def _snapshot(self) -> Pending:
+    def _snapshot(self, plan: Plan) -> Pending:
         seen = cloned(self.scores.tensors())
         others = tuple(saved(follower) for follower in self.around.followers)
-        return Pending(saved_model(self.bench.model), saved_optimizer(self.optimizer), seen, others)
+        blocks = tuple(cut.axis for cut in plan.cuts if self.bench.anatomy.axes[cut.axis].kind == "blocks")
+        return Pending(saved_model(self.bench.model), saved_optimizer(self.optimizer), seen, others, blocks)
 
     def _restore(self) -> None:
         pending, self.progress.pending, self.progress.doubts = self.progress.pending, None, 0

@@ -24,12 +24,15 @@ class Pending:
         What the scores had observed.
     followers
         What the other followers were.
+    blocks
+        Names of the blocks that went with it.
     """
 
     network: Contents
     optimizer: Held
     scores: Mapping[str, Tensor]
     followers: tuple[Contents | Held, ...] = ()
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Progress:
     spectra
         Scores of every axis just before its first cut.
     banned
-        Axes whose cut broke the law, and how: they are left alone.
+        Axes that are left alone, and why: their cut broke the law, or the network did not recover from it.
     """
 
     controller: control.ControllerState

@@ -99,6 +99,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
             "optimizer": plain,
             "numbers": dict(pending.network.numbers),
             "detours": _plain(detours_among(pending.network.modules)),
+            "blocks": list(pending.blocks),
         }
     return Checkpoint(tensors, values)
 
@@ -125,6 +126,7 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
             Contents(tensors, kept["numbers"], session.modules),
             Held(session.groups, state),
             checkpoint.part("pending/scores/"),
+            blocks=tuple(kept["blocks"]),
         )
 
 

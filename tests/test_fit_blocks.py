@@ -94,5 +94,9 @@ def test_a_block_that_the_network_misses_comes_back_also_in_a_run_that_was_inter
     later = []
     report = pipeline.resume(tmp_path / "run", on_event=later.append)
     assert "rollback" in [event["event"] for event in later]
+    tried = gone(later)
+    assert len(tried) > 1
+    assert len(set(tried)) == len(tried)  # none goes a second time
+    assert dict(report.refused).keys() >= set(tried)
     assert report.lean.parameters == report.full_size.parameters
     assert not detours_of(edgelean.load(tmp_path / "run"))
