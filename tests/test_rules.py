@@ -81,7 +81,7 @@ FROZEN = {
     "picking units": lambda x: x[..., [1, 0, 2, 3, 4, 5, 6, 7]],
     "weights of its own": lambda x: x * torch.arange(8.0),
     "a triangle": lambda x: x.tril(),
-    "an operator without a rule": lambda x: torch.special.entr(x.abs()),
+    "an operator without a rule": lambda x: torch.special.bessel_j0(x.abs()),
 }
 
 

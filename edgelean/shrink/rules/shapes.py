@@ -12,23 +12,25 @@ from edgelean.shrink.rules.call import Call, Flow, rule, rule_for_uniform, unkno
 
 
 @rule_for_uniform(
-    "view",
-    "reshape",
-    "flatten",
-    "_unsafe_view",
-    "unflatten",
-    "squeeze",
-    "squeeze_",
-    "unsqueeze",
-    "reshape_as",
-    "view_as",
-    "ravel",
+    "view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "squeeze_", "unsqueeze", "ravel"
 )
 def _view(call: Call) -> Flow:
     x = call.arguments[0]
     if x.uniform:
         return Flow((Value(call.shapes[0], (None,) * len(call.shapes[0]), uniform=True),), "free")
     return call.result(reshaped(call.labels, x, call.shapes[0]), "free")
+
+
+@rule("reshape_as", "view_as")
+def _viewed_like(call: Call) -> Flow:
+    """Couple what is viewed in the shape of another tensor to the units of that."""
+    lines = [
+        call.labels.unify(mine, theirs, "it is as wide as no units")
+        for mine, theirs in zip(
+            reshaped(call.labels, call.arguments[0], call.shapes[0]), call.arguments[1].labels, strict=True
+        )
+    ]
+    return call.result(lines, "free")
 
 
 @rule_for_uniform(
