@@ -183,7 +183,7 @@ def test_units_that_never_change_are_removed_without_any_effect(name):
             tensors_of(model)[tensor].data[:3] = torch.tensor([0.7, 1.3, 2.0])
     whole = law.outputs(model, tensors_of(model), example)
     seen = (torch.randn(64, *example[0].shape[1:]),)
-    repairs = amounts(model, trace(model, seen), plan, seen, dict(model.named_parameters()))
+    repairs = amounts(model, trace(model, seen), plan, [seen], dict(model.named_parameters()))
     apply(model, plan)
     plain = law.distance(whole, law.outputs(model, tensors_of(model), example))
     add(model, repairs, plan)

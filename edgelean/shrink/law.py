@@ -19,7 +19,7 @@ from edgelean.shrink.bypass import without
 from edgelean.shrink.cut import kept_of, tensors_of
 from edgelean.shrink.followers import Keep, named_tensors, sliced
 from edgelean.shrink.modules import align, follow
-from edgelean.shrink.parametrized import gains
+from edgelean.shrink.parametrized import gains, normed
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.reference import (
     casts_to_single,
@@ -223,7 +223,13 @@ def masked(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     contents = {name: wide(tensor) for name, tensor in tensors_of(model).items()}
     for removal in plan.removals:
         contents[removal.tensor] = zeroed(contents[removal.tensor], removal.dim, removal.indices)
-    return contents | gains(model, _contents(model), contents, {})
+    # A cut makes new gains in the precision of the model: those made in another one would differ by its rounding.
+    own = _contents(model)
+    part = {name: own[name].clone() for name in normed(model)}
+    for removal in (removal for removal in plan.removals if removal.tensor in part):
+        where = torch.tensor(removal.indices, device=part[removal.tensor].device)
+        part[removal.tensor].index_fill_(removal.dim, where, 0)
+    return contents | gains(model, own, part, {})
 
 
 def _contents(model: nn.Module) -> dict[str, Tensor]:
