@@ -4,7 +4,8 @@
 # for so many minutes (5); call it again until all steps are done. They need EDGELEAN_DATA.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-python -m pytest -m gpu -q -p no:cacheprovider
+# One process: the GPU is timed, and the extra that spreads tests over several need not be there.
+python -m pytest -o addopts="-q -ra" -m gpu -p no:cacheprovider
 worst=$?
 python benchmarks/gpu_times.py
 code=$?
