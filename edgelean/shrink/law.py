@@ -19,7 +19,7 @@ from edgelean.shrink.bypass import without
 from edgelean.shrink.cut import kept_of, tensors_of
 from edgelean.shrink.followers import Keep, named_tensors, sliced
 from edgelean.shrink.modules import align, follow
-from edgelean.shrink.parametrized import gains
+from edgelean.shrink.parametrized import gains, normed
 from edgelean.shrink.plan import Plan
 from edgelean.shrink.reference import (
     casts_to_single,
@@ -222,7 +222,10 @@ def masked(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     contents = {name: wide(tensor) for name, tensor in tensors_of(model).items()}
     for removal in plan.removals:
         contents[removal.tensor] = zeroed(contents[removal.tensor], removal.dim, removal.indices)
-    return contents | gains(model, _contents(model), contents, {})
+    whole = _contents(model)
+    # A cut computes gains in the precision that they are stored in, so they are computed in it here.
+    own = {name: contents[name].to(whole[name].dtype) for name in normed(model)}
+    return contents | gains(model, whole, contents | own, {})
 
 
 def _contents(model: nn.Module) -> dict[str, Tensor]:

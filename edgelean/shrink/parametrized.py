@@ -73,6 +73,11 @@ def _weight_norms(network: nn.Module) -> Iterator[Lengths]:
             yield Lengths(f"{below}.original0", f"{below}.original1", cast("int", step.dim))
 
 
+def normed(network: nn.Module) -> set[str]:
+    """Return the names of the gains and directions of all weight norms."""
+    return {name for lengths in _weight_norms(network) for name in (lengths.gain, lengths.direction)}
+
+
 def gains(
     network: nn.Module, whole: Mapping[str, Tensor], part: Mapping[str, Tensor], kept: Mapping[str, Keep]
 ) -> dict[str, Tensor]:
