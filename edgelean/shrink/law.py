@@ -223,13 +223,10 @@ def masked(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     contents = {name: wide(tensor) for name, tensor in tensors_of(model).items()}
     for removal in plan.removals:
         contents[removal.tensor] = zeroed(contents[removal.tensor], removal.dim, removal.indices)
-    # A cut makes new gains in the precision of the model: those made in another one would differ by its rounding.
-    own = _contents(model)
-    part = {name: own[name].clone() for name in normed(model)}
-    for removal in (removal for removal in plan.removals if removal.tensor in part):
-        where = torch.tensor(removal.indices, device=part[removal.tensor].device)
-        part[removal.tensor].index_fill_(removal.dim, where, 0)
-    return contents | gains(model, own, part, {})
+    whole = _contents(model)
+    # A cut computes gains in the precision that they are stored in, so they are computed in it here.
+    own = {name: contents[name].to(whole[name].dtype) for name in normed(model)}
+    return contents | gains(model, whole, contents | own, {})
 
 
 def _contents(model: nn.Module) -> dict[str, Tensor]:

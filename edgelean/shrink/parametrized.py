@@ -74,8 +74,8 @@ def _weight_norms(network: nn.Module) -> Iterator[Lengths]:
 
 
 def normed(network: nn.Module) -> set[str]:
-    """Return the names of all gains and directions of weight norms."""
-    return {name for gain, direction, _ in _weight_norms(network) for name in (gain, direction)}
+    """Return the names of the gains and directions of all weight norms."""
+    return {name for lengths in _weight_norms(network) for name in (lengths.gain, lengths.direction)}
 
 
 def gains(
