@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_states_of_every_layer_go_by_the_law_until_the_budgets_are_met(run):
+def test_states_that_cost_least_go_by_the_law_until_the_budgets_are_met(run):
     _, report, _ = run
     assert report.exit_code == 0
     assert report.cuts
