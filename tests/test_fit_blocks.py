@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import assert_goes_on_to_the_same_model
 
 import edgelean
 from edgelean import pipeline
@@ -60,18 +61,7 @@ def test_loaded_model_is_without_the_blocks(run):
 
 def test_a_run_interrupted_after_a_block_went_goes_on_to_the_same_model(run, tmp_path):
     folder, _, events = run
-    first = next(event["step"] for event in events if event["event"] == "cut")
-
-    def stop(event):
-        if event["event"] == "epoch" and event["step"] > first:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "run", on_event=stop)
-    pipeline.resume(tmp_path / "run")
-    whole, resumed = (edgelean.load(each).state_dict() for each in (folder, tmp_path / "run"))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert_goes_on_to_the_same_model(fit, folder, events, tmp_path / "run")
 
 
 def test_a_block_that_the_network_misses_comes_back_also_in_a_run_that_was_interrupted(tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import assert_goes_on_to_the_same_model
 
 import edgelean
-from edgelean import pipeline
 from edgelean.profile import load_profile
 from edgelean.recipe import load_recipe
 
@@ -64,15 +64,4 @@ def test_the_exported_model_and_the_loaded_one_are_as_accurate_as_the_trained_on
 @pytest.mark.slow
 def test_a_run_interrupted_after_states_went_goes_on_to_the_same_model(run, tmp_path):
     folder, _, events = run
-    first = next(event["step"] for event in events if event["event"] == "cut")
-
-    def stop(event):
-        if event["event"] == "epoch" and event["step"] > first:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "run", on_event=stop)
-    pipeline.resume(tmp_path / "run")
-    whole, resumed = (edgelean.load(each).state_dict() for each in (folder, tmp_path / "run"))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert_goes_on_to_the_same_model(fit, folder, events, tmp_path / "run")
