@@ -77,8 +77,8 @@ def gain(system: DiagonalSystem) -> float:
     """Return the largest gain of the real map of a system at any frequency (its H-infinity norm), from below.
 
     Looked for on a grid that holds the resonances of the strongest modes, then closer around the best of it, by the
-    power method, which a training can afford: `largest_gain` decomposes a matrix at every frequency. A bank is as strong
-    as its strongest system.
+    power method, which a training can afford: `largest_gain` decomposes a matrix at every frequency. A bank is as
+    strong as its strongest system.
     """
     phases = _frequencies(system)
     found = _gains(system, phases)
