@@ -33,8 +33,8 @@ from edgelean.surgery import Operation, Patient, Repair, balance, guilty, operat
 from edgelean.surroundings import Record, Surroundings
 
 PATIENCE = 3
-"""So often a metric that has not come back after a cut is looked at again before the cut is taken back: with a high
-learning rate, or batch statistics that lag behind, the metric of a healthy network falls now and then."""
+"""So often a metric that neither came back after a cut nor climbs is looked at again before the cut is taken back: with
+a high learning rate, or batch statistics that lag behind, the metric of a healthy network falls now and then."""
 
 OBSERVE_EVERY = 10
 """The scores are collected every so many steps, or twice between two cuts if those are closer: often enough to settle,
@@ -197,6 +197,8 @@ class ClosedLoop:
     def _record_cut(self, step: int, plan: Plan, operation: Operation, metric: float | None, **why: Any) -> None:
         if operation.hankel:
             self.record("spectrum", step, layers=self._looks.told(operation.hankel))
+        now = self._validated()
+        self.progress.guard = self.progress.guard.after_cut(now)
         # The last lap stays: another cut of the same step has a pace, too.
         step_s, self._laps_s = statistics.median(self._laps_s), self._laps_s[-1:]
         cost = self.bench.cost({})
@@ -207,7 +209,7 @@ class ClosedLoop:
             axes=[{"axis": cut.axis, "before": cut.before, "after": cut.after} for cut in plan.cuts],
             nats=plan.nats,
             metric_before=metric,
-            metric_after=self._validated(),
+            metric_after=now,
             parameters=self.bench.parameters(),
             step_s=step_s,
             predicted={"latency_ms": cost["latency"], "energy_mj": cost["energy"]},
@@ -235,9 +237,9 @@ class ClosedLoop:
         return order, choices
 
     def _repair(self, step: int) -> Repair:
-        """Return how a cut is refitted; only in its means while more of the training is left than the profile says."""
+        """Return how a cut is refitted; only in its means where more steps follow than the profile says."""
         inputs = self.recent.inputs()
-        if 1 - step / self.around.steps <= self.bench.profile.control.refit:
+        if self.around.steps - step <= self.bench.profile.control.refit_steps:
             return Repair(inputs)
         # As many as the network was traced with are enough for means, and need no other trace.
         few = len(self.bench.batch[0])
@@ -252,7 +254,10 @@ class ClosedLoop:
             self.progress.pending, self.progress.doubts = None, 0
             self.progress.guard = guard if metric is None else guard.seen(metric)
             return False
-        self.progress.doubts += 1
+        if guard.climbs(metric):
+            self.progress.guard = guard.after_cut(metric)
+        else:
+            self.progress.doubts += 1
         if self.progress.doubts <= PATIENCE:
             self.progress.controller = control.postponed(self.progress.controller, step)
             return True

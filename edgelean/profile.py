@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from edgelean.board import Precision, load_board
 from edgelean.board.document import (
@@ -200,12 +209,10 @@ class ControlSettings(Frozen):
         '"batch_norm", "random".',
     )
     floor: PositiveInt = knob(8, "units", "No axis is cut below this many units (channels, heads, states).")
-    refit: FiniteFloat = knob(
-        1.0,
-        "share of the training steps",
-        "Cuts are refitted when no more of the training is left; before, only means and batch statistics are.",
-        ge=0,
-        le=1,
+    refit_steps: NonNegativeInt = knob(
+        200,
+        "steps",
+        "Cuts are refitted when no more steps of the training are left; before, only means and batch statistics are.",
     )
     hankel_tolerance: FiniteFloat | None = knob(
         None,

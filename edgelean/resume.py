@@ -86,6 +86,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
         "done": progress.done,
         "doubts": progress.doubts,
         "best": progress.guard.best,
+        "since": progress.guard.since,
         "spectra": progress.spectra,
         "banned": progress.banned,
         "active": loop.scores.active,
@@ -111,7 +112,7 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
     progress.order = {axis: tuple(prices) for axis, prices in values["order"].items()}
     progress.agreement = values["agreement"]
     progress.confirmed, progress.doubts = values["confirmed"], values["doubts"]
-    progress.guard = replace(progress.guard, best=values["best"])
+    progress.guard = replace(progress.guard, best=values["best"], since=values["since"])
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}
     progress.banned = dict(values["banned"])
     loop.scores.active = loop.recent.active = values["active"]

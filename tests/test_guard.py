@@ -36,3 +36,18 @@ def test_the_guard_remembers_the_best_metric(seen):
 
 def test_before_any_metric_was_seen_every_number_is_accepted():
     assert Guard(0.03).accepts(0.1)
+
+
+@given(metrics, st.lists(metrics, min_size=1))
+def test_a_metric_climbs_while_it_is_higher_than_ever_since_the_cut(right_after, looks):
+    guard, best = Guard(0.05).seen(1.0).after_cut(right_after), right_after
+    for metric in looks:
+        assert guard.climbs(metric) == (metric > best)
+        best = max(best, metric)
+        guard = guard.after_cut(best)
+
+
+def test_nothing_climbs_where_no_cut_waits_or_no_metric_is_known():
+    assert not Guard(0.05).seen(0.1).climbs(0.9)
+    assert not Guard(0.05).after_cut(math.nan).climbs(0.9)
+    assert not Guard(0.05).after_cut(0.2).climbs(math.nan)

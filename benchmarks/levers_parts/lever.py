@@ -64,7 +64,8 @@ BASE = Lever("base")
 SCRATCH = Lever("small from scratch", "small", like=BASE.name)
 UNIFORM = replace(BASE, name="uniform widths", widths="uniform")
 SCRATCH_UNIFORM = Lever("small from scratch, uniform", "small", like=UNIFORM.name)
-DEFAULT = replace(BASE, name="the default", cuts=evenly(8, 0.05, 0.50))
+EIGHT = replace(BASE, name="8 cuts, 5 to 50 %", cuts=evenly(8, 0.05, 0.50))
+DEFAULT = replace(EIGHT, name="the default: 8 cuts, 5 to 50 %, no refit", refit=False)
 """What edgelean does today; the base stays what it was when the first levers were tried."""
 
 LATE = replace(BASE, name="late: 55 and 75 %", cuts=(0.55, 0.75))
@@ -85,7 +86,7 @@ LEVERS = (
     replace(BASE, name="no refit", refit=False),
     replace(BASE, name="distillation to the end", taught=1.0),
     replace(BASE, name="learning rate re-warmed", rewarmed=0.03),
-    replace(DEFAULT, name="8 cuts, 5 to 50 %, no refit", refit=False),
+    EIGHT,
     replace(UNIFORM, name="uniform widths, random units", score="random"),
     replace(BASE, name="12 cuts, 2.5 to 30 %", cuts=evenly(12, 0.025, 0.30)),
     replace(BASE, name="distillation for 10 %", taught=0.1),

@@ -11,7 +11,8 @@ class Guard:
     """What the validation metric has to come back to after a cut.
 
     A cut is judged against the best metric seen before it, not against the last one: with the last one every cut could
-    lose the tolerance anew, and ten of them ten times.
+    lose the tolerance anew, and ten of them ten times. A metric that has not come back yet but climbs is on its way:
+    early in a training it may need longer than the pause between two cuts.
 
     Attributes
     ----------
@@ -19,16 +20,27 @@ class Guard:
         Largest drop of the metric that is accepted, in units of the metric.
     best
         Best metric so far, higher is better; None before the first.
+    since
+        Best metric since the last cut, the one right after it included; None where none waits for its judgement.
     """
 
     tolerance: float
     best: float | None = None
+    since: float | None = None
 
     def seen(self, metric: float) -> Guard:
         """Return the guard after one more validation; a metric that is not a number changes nothing."""
         if math.isnan(metric) or (self.best is not None and metric <= self.best):
             return self
         return replace(self, best=metric)
+
+    def after_cut(self, metric: float | None) -> Guard:
+        """Return the guard that waits for a network to recover which has this metric right after a cut."""
+        return replace(self, since=None if metric is None or math.isnan(metric) else metric)
+
+    def climbs(self, metric: float) -> bool:
+        """Tell whether the metric is higher than ever since the last cut."""
+        return self.since is not None and metric > self.since
 
     def accepts(self, metric: float) -> bool:
         """Tell whether a cut may stay that left this metric after recovery."""
