@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -275,6 +276,14 @@ def test_a_rollback_in_the_loop_takes_every_follower_back():
     assert model[2].out_features == average.module[2].out_features == 512
     assert [p.shape for p in average.parameters()] == [p.shape for p in model.parameters()]
     assert all(second.state[p]["momentum_buffer"].shape == p.shape for p in model[2].parameters())
+
+
+def test_a_cut_stays_while_the_metric_climbs_however_far_it_has_to():
+    looks = itertools.count(1)
+    model, *_, events = attached(lambda model: 1.0 if model[2].weight.shape[0] == 512 else 0.001 * next(looks))
+    assert "rollback" not in {event["event"] for event in events}
+    assert [event["event"] for event in events].count("cut") == 1
+    assert model[2].weight.shape[0] < 512
 
 
 def test_a_cut_that_the_law_refuses_leaves_gradients_as_they_were(monkeypatch):
