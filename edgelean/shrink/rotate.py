@@ -16,14 +16,16 @@ Lall, Marsden & Glavaski, "Empirical model reduction of controlled nonlinear sys
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from edgelean.errors import LawError
 from edgelean.shrink import law
@@ -99,7 +101,7 @@ def bases(model: nn.Module, anatomy: Anatomy, names: Collection[str], probe: tup
         if key not in answers:
             answers[key] = None
             with suppress(LawError):
-                answers[key] = _basis(model, axis, contents, probe)
+                answers[key] = _basis(axis, contents, _around(model, axis, contents, probe))
         basis = _moved(answers[key], axis)
         if basis is not None and _is_free(model, axis, basis, contents, probe, expected):
             found[name] = basis
@@ -145,7 +147,49 @@ def _moved_along(whole: Tensor, axis: Axis, column: Column, matrix: Tensor) -> T
 # -- trials ------------------------------------------------------------------------------------------------------------
 
 
-def _basis(model: nn.Module, axis: Axis, contents: Mapping[str, Tensor], probe: tuple[Tensor, ...]) -> Basis | None:
+Trial = Callable[[Mapping[str, Tensor]], list[Tensor]]
+"""Runs what has an axis with other contents of the model, and returns its outputs."""
+
+
+class _Call(nn.Module):
+    """One module as it was called while the whole model ran."""
+
+    def __init__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        super().__init__()
+        self.module, self.given = module, (args, kwargs)
+
+    def forward(self) -> Any:
+        args, kwargs = pytree.tree_map_only(Tensor, torch.clone, self.given)
+        return self.module(*args, **kwargs)
+
+
+def _around(model: nn.Module, axis: Axis, contents: Mapping[str, Tensor], probe: tuple[Tensor, ...]) -> Trial:
+    """Return how to run the smallest module that holds all of an axis: what its outputs do not show, no output does."""
+    paths = [name.split(".")[:-1] for name, _ in axis.slots]
+    shared = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
+    called: dict[str, _Call] = {}
+    with ExitStack() as hooks:
+        for depth in range(1, len(shared) + 1):
+            path = ".".join(shared[:depth])
+
+            def seen(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+                called[path] = _Call(module, args, kwargs)
+
+            hooks.callback(model.get_submodule(path).register_forward_pre_hook(seen, with_kwargs=True).remove)
+        law.outputs(model, contents, probe)
+    for path in sorted(called, key=len, reverse=True):
+        mine = {f"module.{name.removeprefix(f'{path}.')}": name for name in contents if name.startswith(f"{path}.")}
+        if tensors_of(called[path]).keys() == mine.keys() and _is_plain(called[path].given):
+            return lambda other: law.outputs(called[path], {new: other[name] for new, name in mine.items()}, ())
+    return lambda other: law.outputs(model, other, probe)
+
+
+def _is_plain(given: Any) -> bool:
+    """Tell whether a module is given the same by every call: a cache, for one, would fill up."""
+    return all(isinstance(leaf, (Tensor, str, int, float, type(None))) for leaf in pytree.tree_leaves(given))
+
+
+def _basis(axis: Axis, contents: Mapping[str, Tensor], trial: Trial) -> Basis | None:
     """Return what turns together; None if not everything does."""
     sets = _columns(axis)
     if axis.size < 2 or not 2 <= len(sets) <= MOST_COLUMNS:
@@ -155,7 +199,7 @@ def _basis(model: nn.Module, axis: Axis, contents: Mapping[str, Tensor], probe: 
     direction = (direction + direction.mT) / (
         2 * axis.size**0.5
     )  # its transpose is itself: the inverse differs by sign
-    effects = torch.stack([_effect(model, axis, columns, direction, contents, probe) for columns in sets])
+    effects = torch.stack([_effect(axis, columns, direction, contents, trial) for columns in sets])
     values, vectors = torch.linalg.eigh(effects @ effects.mT)
     silent = vectors[:, values <= NOTHING * values[-1]]
     together = silent @ silent.mT
@@ -187,12 +231,7 @@ def _columns(axis: Axis) -> list[tuple[Column, ...]]:
 
 
 def _effect(
-    model: nn.Module,
-    axis: Axis,
-    columns: Iterable[Column],
-    direction: Tensor,
-    contents: Mapping[str, Tensor],
-    probe: tuple[Tensor, ...],
+    axis: Axis, columns: Iterable[Column], direction: Tensor, contents: Mapping[str, Tensor], trial: Trial
 ) -> Tensor:
     """Return the derivative of all outputs as some columns begin to turn."""
     sides = []
@@ -201,7 +240,7 @@ def _effect(
         other = dict(contents)
         for column in columns:
             other[column.slot[0]] = _moved_along(other[column.slot[0]], axis, column, matrix)
-        sides.append(torch.cat([output.flatten() for output in law.outputs(model, other, probe)]).double())
+        sides.append(torch.cat([output.flatten() for output in trial(other)]).double())
     return (sides[0] - sides[1]).cpu() / (2 * SMALL_TURN)
 
 
