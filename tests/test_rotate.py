@@ -48,6 +48,45 @@ class Apart(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
+class InPlace(nn.Module):
+    """The module that holds the projections is given a tensor that it overwrites."""
+
+    def __init__(self):
+        super().__init__()
+        self.apart = Overwriting()
+
+    def forward(self, x):
+        return self.apart(x.clone())
+
+
+class Overwriting(Apart):
+    def forward(self, x):
+        out = super().forward(x)
+        return x.mul_(0.5).add_(out)
+
+
+class Caching(nn.Module):
+    """The module that holds the projections fills a list, and reads from it what it was filled with before."""
+
+    def __init__(self):
+        super().__init__()
+        self.apart = Reading()
+
+    def forward(self, x):
+        return self.apart(x, Cache())
+
+
+class Cache:
+    def __init__(self):
+        self.calls = 0.0
+
+
+class Reading(Apart):
+    def forward(self, x, cache):
+        cache.calls += 1.0
+        return super().forward(x) / cache.calls
+
+
 class Transposed(nn.Module):
     """Two linear layers with nothing between them, the second with its weight the other way round."""
 
@@ -81,6 +120,8 @@ FREE = {
         lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), Attention(), nn.Tanh(), nn.Linear(16, 3)).eval(),
         {},
     ),
+    "input changed in place": (lambda: between(InPlace()), {"2.apart.query": SHARED, "2.apart.value": SHARED}),
+    "cache handed on": (lambda: between(Caching()), {"2.apart.query": SHARED, "2.apart.value": SHARED}),
     "something between": (lambda: between(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)), {}),
     "a norm between": (lambda: between(nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 8)), {}),
 }
@@ -101,6 +142,17 @@ def test_what_can_be_turned_is_found_by_trial(kind):
     _, anatomy, bases = taken_apart(kind)
     assert {name for name, axis in anatomy.axes.items() if axis.free} == set(FREE[kind][1])
     assert {name: len(basis) for name, basis in bases.items()} == FREE[kind][1]
+
+
+def test_trials_run_the_module_that_holds_the_axis_and_not_the_model(monkeypatch):
+    runs, outputs = [], law.outputs
+    monkeypatch.setattr(law, "outputs", lambda model, *given: (runs.append(type(model)), outputs(model, *given))[1])
+    model, _, bases = taken_apart("attention")
+    runs.clear()
+    again = rotate.bases(model, dissect(model, PROBE), bases, PROBE)
+    assert again == bases
+    # As it is, once to see each kind of axis called, and once to prove each.
+    assert runs.count(nn.Sequential) == 1 + 2 * len(bases) < len(runs)
 
 
 def random_turns(anatomy, bases):
