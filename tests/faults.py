@@ -1,0 +1,146 @@
+"""Ways to end a run from inside, at a moment that matters, with a real signal to a real process."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import edgelean
+from edgelean import bench, pipeline
+from edgelean.exporter import bundle
+from edgelean.report import html
+from edgelean.training import checkpoint, keeper, trainer
+from edgelean.training.run import Run
+
+RECIPE = str(Path(__file__).parent / "chance_recipe.py")
+ASKED = {
+    "profile": "raspberry-pi-5",
+    "latency": "100%",
+    "energy": "96%",
+    "settings": {"events": "2", "wait": "0.3", "compare": "true"},
+}
+"""One cut, at step 4 of 24; then the full-size model trains as well."""
+
+
+class TrainedError(Exception):
+    """The trainings are done, and the test wants no more."""
+
+
+def fit(folder, **changes):
+    return edgelean.fit(**{"recipe": RECIPE, "out": folder, **ASKED, **changes})
+
+
+def end_of_training(*_):
+    raise TrainedError
+
+
+def remember_exports(memo, put=setattr):
+    """Export each structure once: what it costs does not depend on its weights, and exporting takes most of the time."""
+    export = bench.export_onnx
+
+    def remembered(model, example, path, **rest):
+        shapes = repr([(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()])
+        known = memo / hashlib.sha256(shapes.encode()).hexdigest()
+        if not known.exists():
+            shutil.copyfile(export(model, example, path, **rest), known.with_suffix(".part"))
+            known.with_suffix(".part").rename(known)
+        return Path(shutil.copyfile(known, path))
+
+    put(bench, "export_onnx", remembered)
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(place, name, call):
+    """Let a function do its work so many times less one, and then die in its stead."""
+    calls, work = [], getattr(place, name)
+
+    def counted(*arguments, **named):
+        calls.append(1)
+        return die() if len(calls) == call else work(*arguments, **named)
+
+    setattr(place, name, counted)
+
+
+def half_a_checkpoint(call):
+    """Write half of the tensors of a checkpoint, and die."""
+    calls, write = [], checkpoint.save_file
+
+    def half(tensors, path):
+        write(tensors, path)
+        calls.append(1)
+        if len(calls) == call:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    checkpoint.save_file = half
+
+
+def half_an_event(event):
+    """Write half of the line of an event, and die."""
+    append = Run._append
+
+    def half(self, text):
+        if f'"event": "{event}"' not in text:
+            return append(self, text)
+        with (self.folder / "events.jsonl").open("a") as file:
+            file.write(text[: len(text) // 2])
+        return die()
+
+    Run._append = half
+
+
+def at_every_step(then):
+    """Write a checkpoint after every step, and more."""
+    keeper.EVERY_S, keeper.SHARE = 0.0, float("inf")
+    then()
+
+
+MOMENTS = {
+    "before the first event": lambda: die_at(pipeline, "begin", 1),
+    "before the first checkpoint": lambda: die_at(keeper, "save", 1),
+    "in the middle of the first checkpoint": lambda: half_a_checkpoint(1),
+    "in the middle of a checkpoint": lambda: half_a_checkpoint(3),
+    "before a checkpoint gets its name": lambda: die_at(checkpoint.Path, "rename", 3),
+    "while a cut is recorded": lambda: half_an_event("cut"),
+    "right after a cut": lambda: die_at(bench.Bench, "parameters", 3),
+    "within an epoch, 13 steps done": lambda: at_every_step(lambda: die_at(trainer, "train_step", 14)),
+    "while the full-size model trains": lambda: die_at(trainer, "train_step", 24 + 12),
+}
+"""What is done to a process that trains, so that it dies there."""
+
+ENDS = {
+    "while the bundle is written": lambda: die_at(bundle.shutil, "copyfile", 2),
+    "before the bundle gets its name": lambda: die_at(bundle, "_swap", 1),
+    "while the report is written": lambda: die_at(html, "render", 1),
+    "before the run ends": lambda: half_an_event("end"),
+}
+"""The same for a process that has trained, and goes on."""
+
+
+def _fit(folder, memo, moment):
+    remember_exports(memo)
+    MOMENTS[moment]()
+    fit(folder)
+
+
+def _resume(folder, memo, moment):
+    remember_exports(memo)
+    ENDS[moment]()
+    pipeline.resume(folder)
+
+
+def killed(folder, memo, moment):
+    """Fit, or finish a run that has trained, in a process of its own that dies; return how it ended."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["edgelean.pipeline"])
+    process = context.Process(target=_fit if moment in MOMENTS else _resume, args=(folder, memo, moment))
+    process.start()
+    process.join()
+    return process.exitcode
