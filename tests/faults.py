@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import edgelean
-from edgelean import bench, pipeline
+from edgelean import assemble, bench, delivery, pipeline
 from edgelean.exporter import bundle
 from edgelean.report import html
 from edgelean.training import checkpoint, keeper, trainer
@@ -39,18 +39,33 @@ def end_of_training(*_):
 
 
 def remember_exports(memo, put=setattr):
-    """Export each structure once: what it costs does not depend on its weights, and exporting takes most of the time."""
+    """Export the same once, in all processes: exporting takes most of the time, and fails in tests of its own.
+
+    The same is a structure, where its cost is asked for, and a structure with its weights, where it is delivered.
+    """
     export = bench.export_onnx
 
-    def remembered(model, example, path, **rest):
-        shapes = repr([(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()])
-        known = memo / hashlib.sha256(shapes.encode()).hexdigest()
-        if not known.exists():
-            shutil.copyfile(export(model, example, path, **rest), known.with_suffix(".part"))
-            known.with_suffix(".part").rename(known)
-        return Path(shutil.copyfile(known, path))
+    def remembered(key):
+        def exported(model, example, path, **rest):
+            known = memo / hashlib.sha256(key(model)).hexdigest()
+            if not known.exists():
+                shutil.copyfile(export(model, example, path, **rest), known.with_suffix(".part"))
+                known.with_suffix(".part").rename(known)
+            return Path(shutil.copyfile(known, path))
 
-    put(bench, "export_onnx", remembered)
+        return exported
+
+    put(bench, "export_onnx", remembered(_shapes))
+    put(assemble, "export_onnx", remembered(_shapes))
+    put(delivery, "export_onnx", remembered(_weights))
+
+
+def _shapes(model):
+    return repr([(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]).encode()
+
+
+def _weights(model):
+    return b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
 
 
 def die(*_, **__):
@@ -136,11 +151,24 @@ def _resume(folder, memo, moment):
     pipeline.resume(folder)
 
 
+PRELOADED = [
+    *("edgelean.pipeline", "edgelean.report.html", "edgelean.recipes.digits", "codecarbon", "pandas", "networkx"),
+    *("sklearn.datasets", "onnxscript", "onnxruntime", "torch.export", "torch._dynamo", "torch._export", "torch.onnx"),
+    *("torch._functorch.aot_autograd", "torch._inductor.config", "torch.fx.experimental.symbolic_shapes"),
+]
+"""What every process would import for itself, which takes longer than the training."""
+
+
+def context():
+    """Return what starts processes that have imported everything."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(PRELOADED)
+    return found
+
+
 def killed(folder, memo, moment):
     """Fit, or finish a run that has trained, in a process of its own that dies; return how it ended."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["edgelean.pipeline"])
-    process = context.Process(target=_fit if moment in MOMENTS else _resume, args=(folder, memo, moment))
+    process = context().Process(target=_fit if moment in MOMENTS else _resume, args=(folder, memo, moment))
     process.start()
     process.join()
     return process.exitcode

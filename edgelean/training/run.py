@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +61,18 @@ class Run:
             If the folder holds something already, another process uses it, it cannot be written, or the disk is
             nearly full.
         """
-        occupied = f"{folder} is not empty: give another --out, or go on with that run by --resume {folder}"
-        if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-            refuse_in_use(folder)  # somebody may be at work there: that is told first
-            raise InputError(occupied)
-        parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(parent).free
-        if free < FREE_BYTES:
-            raise InputError(f"{free / 1e6:.0f} MB are free at {parent}, a run needs {FREE_BYTES / 1e6:.0f} MB")
+        occupied = InputError(f"{folder} is not empty: give another --out, or go on with that run by --resume {folder}")
         with told(folder):
+            if not _is_free(folder):
+                refuse_in_use(folder)  # somebody may be at work there: that is told first
+                raise occupied
+            _refuse_little_space(folder)
             folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, on_event)
         run._lock = Lock(folder)
         try:
-            if any(path.name != LOCK for path in folder.iterdir()):
-                raise InputError(occupied)  # somebody was faster
+            if not _is_free(folder):
+                raise occupied  # somebody was faster
             write_json(folder / ASKED, asked)
         except InputError:
             run.close()
@@ -158,7 +156,7 @@ class Run:
                 with path.open("a", encoding="utf-8") as file:
                     file.write(text)
             except OSError:
-                if path.exists():
+                with suppress(OSError):  # the first failure is the one to tell
                     os.truncate(path, whole)
                 raise
 
@@ -204,6 +202,18 @@ class Run:
         path = self.folder / EVENTS
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         return [event for line in text.splitlines() if (event := _parsed(line)) is not None]
+
+
+def _is_free(folder: Path) -> bool:
+    """Tell whether a run may begin in a folder: it is not there, or holds nothing but a lock that was left behind."""
+    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()))
+
+
+def _refuse_little_space(folder: Path) -> None:
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < FREE_BYTES:
+        raise InputError(f"{free / 1e6:.0f} MB are free at {parent}, a run needs {FREE_BYTES / 1e6:.0f} MB")
 
 
 SPENT = "energy"
