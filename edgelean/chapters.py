@@ -23,7 +23,7 @@ from edgelean.stopwatch import Stopwatch
 from edgelean.training.checkpoint import Checkpoint, Found, discard, find_newest
 from edgelean.training.durable import REMEDIES, in_words
 from edgelean.training.keeper import Keeper
-from edgelean.training.run import ASKED, SPENT, Run
+from edgelean.training.run import ASKED, SPENT, TWIN, Run
 from edgelean.training.trainer import BEGINNING, Place, Session, evaluate, prepare, train
 
 CHECKPOINTS = "checkpoints"
@@ -176,7 +176,7 @@ def train_full_size(recipe: Recipe, seed: int, device: torch.device, run: Run, s
 
     def after_epoch(epoch: int, step: int, loss: float, metric: float) -> None:
         name = recipe.metric_name()
-        run.record("full_size_epoch", step, epoch=epoch, loss=loss, metric=metric, metric_name=name)
+        run.record(TWIN, step, epoch=epoch, loss=loss, metric=metric, metric_name=name)
 
     earlier, place = find_newest(folder), BEGINNING
     if earlier is not None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
+from torch.utils.data._utils.fetch import _MapDatasetFetcher
+
 import edgelean
-from edgelean import assemble, bench, delivery, pipeline
+from edgelean import assemble, bench, cli, delivery, pipeline
+from edgelean.errors import DeviceError
 from edgelean.exporter import bundle
 from edgelean.report import html
+from edgelean.target.modelled import ModelledTarget
 from edgelean.training import checkpoint, keeper, trainer
 from edgelean.training.run import Run
 
@@ -172,3 +178,57 @@ def killed(folder, memo, moment):
     process.start()
     process.join()
     return process.exitcode
+
+
+def signal_at(number, call):
+    """Send a signal to this process in the middle of a step of the training."""
+    calls, step = [], trainer.train_step
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return step(*arguments)
+
+    trainer.train_step = counted
+
+
+def failure(number):
+    return OSError(number, os.strerror(number))
+
+
+def fail_at(place, name, call, error, put=setattr):
+    """Let a function do its work so many times less one, and then fail, and work again."""
+    calls, work = [], getattr(place, name)
+
+    def counted(*arguments, **named):
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return work(*arguments, **named)
+
+    put(place, name, counted)
+
+
+ON_THE_WAY = {
+    "Ctrl-C": lambda: signal_at(signal.SIGINT, 13),
+    "a scheduler that ends the process": lambda: signal_at(signal.SIGTERM, 13),
+    "a terminal that is closed": lambda: signal_at(signal.SIGHUP, 13),
+    "a target that dies": lambda: fail_at(ModelledTarget, "read", 2, DeviceError("the board does not answer any more")),
+    "a disk that is full": lambda: fail_at(checkpoint, "save_file", 3, failure(errno.ENOSPC)),
+    "a folder that cannot be written any more": lambda: fail_at(checkpoint.Path, "rename", 3, failure(errno.EROFS)),
+    "data that cannot be read any more": lambda: fail_at(_MapDatasetFetcher, "fetch", 60, OSError("the share is gone")),
+}
+"""What is done to a command that trains, so that it ends early."""
+
+
+def command(arguments, memo, trouble, output):
+    """Run the command line in this process, which is one of its own, its output into a file."""
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    remember_exports(memo)
+    ON_THE_WAY[trouble]()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["edgelean", *arguments]
+    cli.main()

@@ -219,19 +219,28 @@ def _refuse_little_space(folder: Path) -> None:
 SPENT = "energy"
 """Events that count wherever a run goes on: it was spent."""
 
+TWIN = "full_size_epoch"
+"""Events of the full-size training, which has steps and checkpoints of its own."""
+
 LAST = ("verdict", "end")
 """Events of a run that ends; one that goes on after all has not ended."""
 
 
 def counting(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the events that count: those past a step from which the run was resumed are left out."""
+    """Return the events that count: what happens again after a resume, or is undone by it, counts no more."""
     counted: list[dict[str, Any]] = []
     for event in events:
         if event["event"] == "resume":
-            step = event["step"]
-            counted = [e for e in counted if e["event"] == SPENT or (e["step"] <= step and e["event"] not in LAST)]
+            counted = [e for e in counted if _still_counts(e, event["step"])]
+        if event["event"] == TWIN:
+            counted = [e for e in counted if e["event"] != TWIN or e["epoch"] < event["epoch"]]
         counted.append(event)
     return counted
+
+
+def _still_counts(event: Mapping[str, Any], step: int) -> bool:
+    """Tell whether an event counts after the run went on from a step."""
+    return event["event"] in (SPENT, TWIN) or (event["step"] <= step and event["event"] not in LAST)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
