@@ -95,11 +95,11 @@ def assemble(made: Materials) -> Report:
         layers=widths,
         spectra=tuple(_spectra(made.loop, {width.name: width.after for width in widths})),
         evolutions=evolutions(events, rows),
-        timing=made.stopwatch.seconds(),
+        timing=_timing(made),
         engine=delivery.engine,
         bundle=delivery.bundle,
         notes=_notes(delivery.reading),
-        caveats=tuple(dict.fromkeys((*made.loop.bench.notes, *delivery.notes))),
+        caveats=tuple(dict.fromkeys((*made.loop.bench.notes, *history.notes, *delivery.notes))),
         environment=_environment(delivery.reading),
         refused=_refused(made.loop),
         references=REFERENCES + (BALANCING if states else ()),
@@ -109,6 +109,13 @@ def assemble(made: Materials) -> Report:
         form=delivery.form,
         forms=delivery.forms,
     )
+
+
+def _timing(made: Materials) -> dict[str, float]:
+    """Return the seconds per phase; those that no checkpoint knows of were lost when the run was interrupted."""
+    known = made.stopwatch.seconds()
+    lost_s = made.run.seconds() - sum(known.values())
+    return known | {"lost to interruptions": lost_s} if made.run.part and lost_s > 0 else known
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:

@@ -122,12 +122,12 @@ class Bench:
 
     def read(self) -> Reading:
         """Read the present model on the target; from its trace where that tells its costs, which takes less time."""
-        if not self._trace_tells():
+        if not self.trace_tells():
             return self.read_artifact()
         with self._stopwatch.phase("measuring"):
             return self.target.read(Candidate(self._exported, self.anatomy.structure.operators({}), self._feeds))
 
-    def _trace_tells(self) -> bool:
+    def trace_tells(self) -> bool:
         """Tell whether the traced model costs what its exported file does; some operators are exported as several."""
         if self._traced is None:
             with self._stopwatch.phase("measuring"):

@@ -85,7 +85,7 @@ class ClosedLoop:
         self.scores.watch(bench.model, bench.anatomy.axes)
         self.recent = Recent()
         self.recent.watch(bench.model, bench.batch)
-        self.full_size = self.ranks.first(bench.read)
+        self.full_size = around.full_size or self.ranks.first(bench.read)
         self.limits = limits_of(bench.profile, self.full_size)
         start = bench.observed(self.full_size)
         refuse_the_unreachable(bench, self._floor, self.limits, start)

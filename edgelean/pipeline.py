@@ -11,7 +11,7 @@ from torch import nn
 
 from edgelean.assemble import Materials, assemble
 from edgelean.bench import Bench
-from edgelean.chapters import LEAN, begin, train_full_size, train_lean
+from edgelean.chapters import CHECKPOINTS, LEAN, begin, found_in, resumable, take_up, train_full_size, train_lean
 from edgelean.delivery import Label, deliver, evidence_of
 from edgelean.job import Job, ask, asked_before, new_folder
 from edgelean.loop import ClosedLoop
@@ -19,14 +19,15 @@ from edgelean.profile import Profile
 from edgelean.recipe import Recipe
 from edgelean.report import write_report
 from edgelean.report.model import Report
+from edgelean.resume import full_size_of
 from edgelean.shrink.bypass import Detour, take_out
 from edgelean.shrink.cut import restore
 from edgelean.stopwatch import Stopwatch
 from edgelean.surroundings import Surroundings
 from edgelean.target import open_target
-from edgelean.training.checkpoint import load_newest
+from edgelean.training.checkpoint import Found, load_newest
 from edgelean.training.run import OnEvent, Run
-from edgelean.training.trainer import evaluate, prepare
+from edgelean.training.trainer import Session, evaluate, prepare
 
 
 def fit(
@@ -70,17 +71,29 @@ def fit(
     return run(job, Path(out) if out is not None else new_folder(job), on_event)
 
 
-def resume(folder: str | Path, *, on_event: OnEvent | None = None) -> Report:
-    """Go on with an interrupted run, to the same model as if nothing had happened."""
-    earlier = Run.open(Path(folder), on_event)
-    return run(asked_before(earlier), earlier.folder, on_event, earlier)
+def resume(folder: str | Path, *, recipe: Recipe | None = None, on_event: OnEvent | None = None) -> Report:
+    """Go on with an interrupted run, to the same model as if nothing had happened.
+
+    Parameters
+    ----------
+    recipe
+        The one of the run, where that was a Python object and no name or file.
+
+    Raises
+    ------
+    MissingError, InputError
+        If it is not the folder of a run, another process works on it, what was asked cannot be read any more or is not
+        what the checkpoints are of, or no checkpoint is whole.
+    """
+    with closing(Run.reopen(Path(folder), on_event)) as earlier:
+        return run(asked_before(earlier, recipe), earlier.folder, on_event, earlier)
 
 
 def load(folder: str | Path) -> nn.Module:
     """Return the lean model of a run, as it was after its last epoch, ready to infer on the CPU."""
     job = asked_before(Run.open(Path(folder)))
     model = job.recipe.model()
-    checkpoint = load_newest(Path(folder) / "checkpoints" / LEAN)
+    checkpoint = load_newest(Path(folder) / CHECKPOINTS / LEAN)
     take_out(model, (Detour(**detour) for detour in checkpoint.values["detours"]))
     restore(model, checkpoint.part("model/"), checkpoint.values["numbers"])
     return model.eval()
@@ -89,20 +102,35 @@ def load(folder: str | Path) -> nn.Module:
 def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | None = None) -> Report:
     """Do a job in a folder, or the rest of it where an earlier run of it is given."""
     stopwatch = Stopwatch()
+    found = None if earlier is None else found_in(earlier)
     session = prepare(job.recipe, job.seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     example = next(iter(session.loaders.validation))[0].to(session.device)
-    around = Surroundings(job.board, session.steps, lambda: evaluate(session, session.loaders.validation), stopwatch)
+    around = Surroundings(
+        job.board,
+        session.steps,
+        lambda: evaluate(session, session.loaders.validation),
+        stopwatch,
+        full_size=None if found is None else full_size_of(found.checkpoint),
+    )
     with closing(open_target(job.target, job.profile, job.board)) as target:
         bench = Bench(session.model, (example,), job.profile, target, stopwatch, job.recipe.protect)
+        bench.trace_tells()  # of the full-size model, which a resumed run does not read again
         loop = ClosedLoop(bench, session.optimizer, around)
         # Whatever can be wrong with the input has been found by now: from here on there is a folder.
-        here = earlier or Run.create(folder, job.asked, on_event)
-        if earlier is None:
-            begin(here, job, session, loop)
-        train_lean(session, loop, here, stopwatch)
-        twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
-        label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
-        delivery = deliver(loop, evidence_of(session), label, here.folder / "bundle", stopwatch)
+        with closing(earlier or Run.create(folder, job.asked, on_event)) as here, resumable(here):
+            return _worked_through(job, session, loop, here, found, stopwatch)
+
+
+def _worked_through(
+    job: Job, session: Session, loop: ClosedLoop, here: Run, found: Found | None, stopwatch: Stopwatch
+) -> Report:
+    """Go through the stages that leave something in the folder, each from where an earlier run had come to."""
+    loop.record = here.record
+    place = begin(here, job, session, loop) if found is None else take_up(here, job, session, loop, found)
+    train_lean(session, loop, here, stopwatch, place)
+    twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
+    label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
+    delivery = deliver(loop, evidence_of(session), label, here.folder / "bundle", stopwatch)
     report = assemble(Materials(job, session, loop, twin, delivery, here, stopwatch))
     write_report(report, here.folder)
     for verdict in report.verdicts:

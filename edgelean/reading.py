@@ -83,6 +83,16 @@ class Reading:
         del plain["samples_ms"]
         return plain | {"samples": len(self.samples_ms)}
 
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Reading:
+        """Return the reading that `to_json` told of, without its single samples."""
+        figures = {name: _figure(plain[name]) for name in ("latency", "energy", "energy_net")}
+        return cls(**{key: value for key, value in plain.items() if key != "samples"} | figures)
+
+
+def _figure(plain: Mapping[str, Any] | None) -> Figure | None:
+    return None if plain is None else Figure(**{**plain, "provenance": Provenance(plain["provenance"])})
+
 
 def incomparable(first: Reading, second: Reading) -> str:
     """Return why two readings cannot be compared, such as two power modes; empty where they can.

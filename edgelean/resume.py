@@ -10,28 +10,33 @@ import torch
 from torch import Tensor
 
 from edgelean.control import ControllerState
+from edgelean.errors import InputError
 from edgelean.loop import ClosedLoop
 from edgelean.progress import Pending
+from edgelean.reading import Reading
 from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.bypass import Detour, Modules, detours_among, detours_of, modules_of, take_out
 from edgelean.shrink.cut import Contents, Held, restore, tensors_of
 from edgelean.shrink.followers import Groups, groups_of, leave
+from edgelean.training import randomness
 from edgelean.training.checkpoint import Checkpoint, joined_state, split_state
-from edgelean.training.trainer import Session
+from edgelean.training.trainer import Place, Session
 
 
-def pack(session: Session, step: int, epoch: int) -> Checkpoint:
-    """Return what decides how a training goes on.
-
-    Random states are not among it: every epoch starts them from the seed and its own number.
-    """
+def pack(session: Session, place: Place) -> Checkpoint:
+    """Return what decides how a training goes on from a place."""
     state = session.optimizer.state_dict()
     tensors, plain = split_state(state["state"])
+    random, drawn = randomness.states()
     return Checkpoint(
-        {**_under("model", tensors_of(session.model)), **_under("optimizer", tensors)},
+        {**_under("model", tensors_of(session.model)), **_under("optimizer", tensors), **_under("random", random)},
         {
-            "step": step,
-            "epoch": epoch,
+            "step": place.step,
+            "epoch": place.epoch,
+            "batch": place.batch,
+            "loss": place.loss,
+            "steps": session.steps,
+            "random": drawn,
             "numbers": numbers_of(session.model),
             "detours": _plain(detours_of(session.model)),
             "optimizer": {"state": plain, "param_groups": state["param_groups"]},
@@ -46,31 +51,55 @@ class Unpacked:
 
     Attributes
     ----------
-    epochs
-        Epochs that are done.
+    place
+        Where the training was.
     modules, groups
         Of the model and its optimizer before a cut that is still pending; those of now if there is none.
     """
 
-    epochs: int
+    place: Place
     modules: Modules
     groups: Groups
 
 
 def unpack(checkpoint: Checkpoint, session: Session) -> Unpacked:
-    """Put a session, just prepared from the same recipe, where the checkpoint was."""
+    """Put a session, just prepared from the same recipe, where the checkpoint was.
+
+    Raises
+    ------
+    InputError
+        If the recipe or its data is another one by now, and the checkpoint does not fit.
+    """
+    values = checkpoint.values
+    if values["steps"] != session.steps:
+        raise InputError(
+            f"the training had {values['steps']} steps, with the data as it is now it would have {session.steps}: "
+            "put the data back, or start the run anew"
+        )
     pending = checkpoint.values.get("loop", {}).get("pending") or checkpoint.values
     leave(session.optimizer, take_out(session.model, map(_detour, pending["detours"])))
     modules, groups = modules_of(session.model), groups_of(session.optimizer)
     leave(session.optimizer, take_out(session.model, map(_detour, checkpoint.values["detours"])))
     restore(session.model, checkpoint.part("model/"), checkpoint.values["numbers"])
+    _put_back_optimizer(checkpoint, session.optimizer)
+    session.schedule.load_state_dict(dict(values["schedule"]))
+    place = Place(*(values[name] for name in ("step", "epoch", "batch", "loss")))
+    if place.batch:
+        place = replace(place, random=(checkpoint.part("random/"), values["random"]))
+    return Unpacked(place, modules, groups)
+
+
+def _put_back_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
     saved = checkpoint.values["optimizer"]
     state = joined_state(checkpoint.part("optimizer/"), saved["state"])
-    fresh = session.optimizer.state_dict()["param_groups"]
-    merged = [{**group, **kept} for group, kept in zip(fresh, saved["param_groups"], strict=True)]
-    session.optimizer.load_state_dict({"state": state, "param_groups": merged})
-    session.schedule.load_state_dict(dict(checkpoint.values["schedule"]))
-    return Unpacked(int(checkpoint.values["epoch"]), modules, groups)
+    fresh = optimizer.state_dict()["param_groups"]
+    try:
+        merged = [{**group, **kept} for group, kept in zip(fresh, saved["param_groups"], strict=True)]
+        optimizer.load_state_dict({"state": state, "param_groups": merged})
+    except ValueError as error:
+        raise InputError(
+            f"the optimizer is not the one of the checkpoint ({error}): put the recipe back, or start the run anew"
+        ) from None
 
 
 def pack_loop(loop: ClosedLoop) -> Checkpoint:
@@ -90,6 +119,8 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
         "spectra": progress.spectra,
         "banned": progress.banned,
         "active": loop.scores.active,
+        "full_size": loop.full_size.to_json(),
+        "reading": progress.reading.to_json(),
         "pending": None,
     }
     if pending is not None:
@@ -103,6 +134,11 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
             "blocks": list(pending.blocks),
         }
     return Checkpoint(tensors, values)
+
+
+def full_size_of(checkpoint: Checkpoint) -> Reading:
+    """Return the reading of the model before its first cut."""
+    return Reading.from_json(checkpoint.values["loop"]["full_size"])
 
 
 def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> None:
@@ -119,7 +155,8 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
     progress.done = values["done"]
     loop.recent.batches = _batches(checkpoint.part("recent/"), loop.bench.batch[0].device)
     loop.scores.put_back(checkpoint.part("scores/"))
-    loop.look_again()
+    loop.bench.look()
+    progress.reading = Reading.from_json(values["reading"])
     if values["pending"] is not None:
         tensors, kept = checkpoint.part("pending/model/"), values["pending"]
         state = joined_state(checkpoint.part("pending/optimizer/"), kept["optimizer"])

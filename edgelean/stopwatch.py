@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -32,6 +32,11 @@ class Stopwatch:
         finally:
             self._settle()
             self._running.pop()
+
+    def add(self, earlier: Mapping[str, float]) -> None:
+        """Count what an earlier part of the run took, in seconds per phase."""
+        for name, seconds in earlier.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds per phase so far."""

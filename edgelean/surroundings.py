@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from edgelean.board import Board
+from edgelean.reading import Reading
 from edgelean.shrink.followers import Follower
 from edgelean.stopwatch import Stopwatch
 
@@ -37,6 +38,9 @@ class Surroundings:
         The model as the training calls it, where that is not the network itself: for several processes, or compiled.
     followers
         What is cut along, beside the optimizer of the loop.
+    full_size
+        The reading of the model before the first cut, where an earlier part of the run has taken it: budgets that are
+        shares of it stay what they were.
     """
 
     board: Board
@@ -45,3 +49,4 @@ class Surroundings:
     stopwatch: Stopwatch
     model: nn.Module | None = None
     followers: tuple[Follower, ...] = ()
+    full_size: Reading | None = None

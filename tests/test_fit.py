@@ -270,7 +270,7 @@ def test_a_full_disk_is_found_before_anything_is_written(tmp_path, monkeypatch):
 
 def test_a_recipe_object_cannot_be_resumed_by_another_program(tmp_path):
     folder = tmp_path / "run"
-    Run.create(folder, {"recipe": None})
+    Run.create(folder, {"recipe": None}).close()
     with pytest.raises(MissingError, match="was a Python object"):
         pipeline.resume(folder)
 

@@ -57,13 +57,14 @@ def main() -> None:
     try:
         app()
     except EdgeleanError as error:
-        sys.exit(_complain(str(error), error.exit_code))
+        # What a stage of the run adds, such as how to go on, is in the notes.
+        sys.exit(_complain("\n".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code))
     except BrokenPipeError:
         # Whoever read the output has gone; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EFBIG):
             raise
         sys.exit(_complain(f"{error.filename or 'a file'} cannot be written: {error.strerror}", FAILED))
 

@@ -130,7 +130,7 @@ _LINES: Mapping[str, Callable[[Event], str]] = {
     "epoch": _epoch_line,
     "full_size_epoch": _epoch_line,
     "energy": _energy_line,
-    "resume": lambda _: "the run goes on after this step",
+    "resume": lambda event: "the run goes on after this step" if event["step"] >= 0 else "the run begins anew",
     "reading": _reading_line,
     "demand": lambda event: str(event["reason"]),
     "cut": _cut_line,

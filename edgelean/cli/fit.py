@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +77,7 @@ def _shown(work: Callable[[], tuple[Path, Work]], as_json: bool) -> int:
     console = Console(quiet=as_json)
     folder = None
     try:
-        with open_display(console) as display:
+        with stopped_like_ctrl_c(), open_display(console) as display:
             folder, fit_it = work()
             report = fit_it(display.on_event)
     except KeyboardInterrupt:
@@ -86,6 +88,20 @@ def _shown(work: Callable[[], tuple[Path, Work]], as_json: bool) -> int:
     else:
         print_summary(console, report, folder)
     return report.exit_code
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """Let a scheduler that ends the process, or a terminal that closes, do what Ctrl-C does."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # What is ignored stays so, as nohup wants it.
+    numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -99,7 +115,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 
 def _say_goodbye(folder: Path | None) -> None:
-    if folder is not None and (folder / "checkpoints").is_dir():
+    if folder is not None and (folder / "run.json").is_file():
         typer.echo(f"\ninterrupted; go on with: edgelean fit --resume {folder}", err=True)
     else:
         typer.echo("\ninterrupted before the training began; nothing was written", err=True)

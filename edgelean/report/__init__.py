@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgelean.errors import InputError, MissingError
 from edgelean.report.model import Report as Report
+from edgelean.training.durable import write_whole
 
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
@@ -14,7 +15,7 @@ HTML_NAME = "report.html"
 
 def write_report(report: Report, run: Path) -> None:
     """Write report.json and report.html into the folder ``run``; a reader never sees half a file."""
-    _write(run / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_whole(run / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_html(report, run)
 
 
@@ -22,7 +23,7 @@ def write_html(report: Report, run: Path) -> None:
     """Write report.html into the folder ``run``."""
     from edgelean.report.html import render
 
-    _write(run / HTML_NAME, render(report))
+    write_whole(run / HTML_NAME, render(report))
 
 
 def read_report(run: Path) -> Report:
@@ -50,9 +51,3 @@ def read_report(run: Path) -> Report:
         return Report.from_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(path.suffix + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

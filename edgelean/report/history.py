@@ -15,11 +15,12 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class History:
-    """What happened over the training steps: the three tuples that a report holds."""
+    """What happened over the training steps: the three tuples that a report holds, and what a person should know."""
 
     epochs: tuple[EpochPoint, ...] = ()
     readings: tuple[ReadingPoint, ...] = ()
     cuts: tuple[CutPoint, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def from_events(events: Iterable[Event]) -> History:
@@ -37,6 +38,7 @@ def from_events(events: Iterable[Event]) -> History:
     epochs: list[EpochPoint] = []
     readings: list[ReadingPoint] = []
     cuts: list[CutPoint] = []
+    notes: list[str] = []
     for event in events:
         match event["event"]:
             case "resume":
@@ -49,9 +51,11 @@ def from_events(events: Iterable[Event]) -> History:
                 readings.append(_reading_point(event))
             case "cut":
                 cuts.append(_cut_point(event))
+            case "note":
+                notes.append(event["text"])
             case "rollback" if "metric_now" in event:
                 cuts = _take_back(cuts)
-    return History(tuple(epochs), tuple(readings), tuple(cuts))
+    return History(tuple(epochs), tuple(readings), tuple(cuts), tuple(notes))
 
 
 @dataclass(frozen=True)

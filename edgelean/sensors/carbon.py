@@ -27,6 +27,8 @@ COUNTED_MODES = ("intel_rapl", "windows_emi", "intel_power_gadget")
 COUNTED_CHIPS = ("AppleSiliconChip", "Raspberry")
 """How codecarbon names what it reads from a sensor; everything else about processors and memory is its guess."""
 
+UNREADABLE = "not known: codecarbon could not read this machine"
+
 How = Literal["measured", "estimated", "unknown"]
 
 
@@ -95,17 +97,26 @@ class TrainingEnergy:
         )
         self._tracker.start()
 
+    def so_far(self) -> TrainingCost:
+        """Return what was used since :meth:`start`, and watch on; takes half a millisecond."""
+        seconds = self._clock() - self._begin_s
+        if not self._works():
+            return TrainingCost(seconds, {}, UNREADABLE)
+        self._tracker.flush()
+        return _cost(seconds, _parts(self._tracker, self._tracker._prepare_emissions_data()))
+
     def stop(self) -> TrainingCost:
         """End and return what was used since :meth:`start`."""
         seconds = self._clock() - self._begin_s
-        tracker, self._tracker = self._tracker, None
-        # codecarbon swallows its own failures, and then has no data.
-        if tracker is None or getattr(tracker, "_start_time", None) is None:
-            return TrainingCost(seconds, {}, "not known: codecarbon could not read this machine")
+        works, tracker, self._tracker = self._works(), self._tracker, None
+        if not works:
+            return TrainingCost(seconds, {}, UNREADABLE)
         tracker.stop()
-        parts = _parts(tracker)
-        words = ", ".join(f"{name} {part.how}" for name, part in parts.items())
-        return TrainingCost(seconds, parts, f"codecarbon, offline, the whole machine: {words}")
+        return _cost(seconds, _parts(tracker, tracker.final_emissions_data))
+
+    def _works(self) -> bool:
+        """Tell whether anything is read; codecarbon swallows its own failures, and then has no data."""
+        return getattr(self._tracker, "_start_time", None) is not None
 
 
 @dataclass(frozen=True)
@@ -145,9 +156,13 @@ def _silence() -> None:
     logging.getLogger("codecarbon").setLevel(SILENT)
 
 
-def _parts(tracker: Any) -> dict[str, Part]:
+def _cost(seconds: float, parts: Mapping[str, Part]) -> TrainingCost:
+    words = ", ".join(f"{name} {part.how}" for name, part in parts.items())
+    return TrainingCost(seconds, parts, f"codecarbon, offline, the whole machine: {words}")
+
+
+def _parts(tracker: Any, data: Any) -> dict[str, Part]:
     """Take the energy apart; what is not known to come from a sensor counts as estimated."""
-    data = tracker.final_emissions_data
     counted = {part for item in getattr(tracker, "_hardware", ()) for part in _counted(item)}
     energies = {"cpu": float(data.cpu_energy), "gpu": float(data.gpu_energy), "ram": float(data.ram_energy)}
     parts = {

@@ -1,11 +1,13 @@
-"""Checkpoints: tensors as safetensors, everything else as JSON, renamed into place when complete."""
+"""Checkpoints: tensors as safetensors, everything else as JSON, both hashed, renamed into place when complete."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edgelean.errors import InputError
+from edgelean.training import durable
+from edgelean.training.durable import PART, told
+
+TENSORS, VALUES = "tensors.safetensors", "values.json"
 
 KEEP = 2
 """So many checkpoints stay; an earlier one is there should the last be damaged."""
@@ -33,30 +39,96 @@ class Checkpoint:
 
 
 def save(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint under ``folder/name``, and drop all but the newest few.
+    """Write a checkpoint under ``folder/name``; whoever reads finds it whole or not at all.
+
+    Every file is under a hash, so that what is damaged or changed later is found out. The hashes are no signature: who
+    means to deceive can write new ones.
 
     Raises
     ------
     InputError
-        If the disk is full or the folder cannot be written; the last good checkpoint stays.
+        If the disk is full or the folder cannot be written; earlier checkpoints stay.
     """
-    final, part = folder / name, folder / f"{name}.part"
+    final, part = folder / name, folder / f"{name}{PART}"
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.tensors.items()},
-            part / "tensors.safetensors",
-        )
-        digest = _digest(part / "tensors.safetensors")
-        (part / "values.json").write_text(json.dumps({"sha256": digest, **checkpoint.values}))
-        shutil.rmtree(final, ignore_errors=True)
-        part.rename(final)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"the checkpoint {final} cannot be written: {error}; the one before it is untouched") from None
-    for old in sorted(p for p in folder.iterdir() if p.suffix != ".part")[:-KEEP]:
-        shutil.rmtree(old)
+        with told(final):
+            part.mkdir(parents=True)
+            try:
+                save_file(_separate(checkpoint.tensors), part / TENSORS)
+            except SafetensorError as error:
+                raise _as_os_error(error) from None
+            values = json.dumps(checkpoint.values)
+            sums = {TENSORS: _digest(part / TENSORS), "values": hashlib.sha256(values.encode()).hexdigest()}
+            (part / VALUES).write_text(f'{{"sha256": {json.dumps(sums)}, "values": {values}}}\n')
+            shutil.rmtree(final, ignore_errors=True)
+            part.rename(final)
+    except InputError:
+        shutil.rmtree(part, ignore_errors=True)  # it would only take the space that is missing
+        raise
     return final
+
+
+def flush(path: Path) -> None:
+    """Bring a checkpoint from the memory of the system to the disk, so that it is still there after a power cut.
+
+    Raises
+    ------
+    InputError
+        If the disk does not take it.
+    """
+    with told(path):
+        for each in (*path.iterdir(), path, path.parent):
+            durable.flush(each)
+
+
+def drop_old(folder: Path, keep: Collection[Path] = ()) -> None:
+    """Remove all but the newest few checkpoints, and those that are named."""
+    for old in _complete(folder)[:-KEEP]:
+        if old not in keep:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint; one that is damaged would take the place of a whole one among the newest."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that is whole.
+
+    Attributes
+    ----------
+    damaged
+        Newer ones, which are not.
+    """
+
+    checkpoint: Checkpoint
+    path: Path
+    damaged: tuple[Path, ...]
+
+
+def find_newest(folder: Path) -> Found | None:
+    """Return the newest checkpoint that is whole; None where none was ever completed.
+
+    Raises
+    ------
+    InputError
+        If there are some, and all are damaged.
+    """
+    damaged: list[Path] = []
+    for path in reversed(_complete(folder)):
+        try:
+            return Found(_load(path), path, tuple(damaged))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            damaged.append(path)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise InputError(
+            f"{folder} holds no whole checkpoint: {names} are not as they were written; start the run anew"
+        )
+    return None
 
 
 def load_newest(folder: Path) -> Checkpoint:
@@ -67,14 +139,49 @@ def load_newest(folder: Path) -> Checkpoint:
     InputError
         If there is none.
     """
-    for path in sorted((p for p in folder.glob("*") if p.suffix != ".part"), reverse=True):
-        try:
-            values = json.loads((path / "values.json").read_text())
-            if values.pop("sha256") == _digest(path / "tensors.safetensors"):
-                return Checkpoint(load_file(path / "tensors.safetensors"), values)
-        except (OSError, ValueError, KeyError, SafetensorError):
-            continue  # damaged: the one before it is taken
-    raise InputError(f"{folder} holds no whole checkpoint: start the run anew")
+    found = find_newest(folder)
+    if found is None:
+        raise InputError(f"{folder} holds no whole checkpoint: none was completed; resume the run first")
+    return found.checkpoint
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Return the checkpoints that were renamed into place, the oldest first."""
+    return sorted(path for path in folder.glob("*") if path.is_dir() and path.suffix != PART)
+
+
+def _load(path: Path) -> Checkpoint:
+    """Return a checkpoint.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError, TypeError, SafetensorError
+        If it is damaged.
+    """
+    written = json.loads((path / VALUES).read_text())
+    sums, values = written["sha256"], written["values"]
+    found = {TENSORS: _digest(path / TENSORS), "values": hashlib.sha256(json.dumps(values).encode()).hexdigest()}
+    if found != sums:
+        raise ValueError(f"{path} is not as it was written")
+    return Checkpoint(load_file(path / TENSORS), values)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU that share no memory, which the format cannot tell."""
+    separate: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        mine = tensor.detach().cpu().contiguous()
+        place = mine.untyped_storage().data_ptr()
+        separate[name] = mine.clone() if place in taken else mine
+        taken.add(place)
+    return separate
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """Return the failure of the disk that is behind an error of the format's library."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(str(error)) if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def _digest(path: Path) -> str:

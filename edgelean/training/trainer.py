@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from edgelean.errors import DivergenceError, InputError
 from edgelean.recipe import Data, Recipe, Source, call_users
 from edgelean.shrink.inputs import checked_inputs, refuse_unready
+from edgelean.training import randomness
 
 LOOK_BATCHES = 200
 """So many batches of each split are searched for NaN before the training."""
@@ -70,7 +72,7 @@ def prepare(recipe: Recipe, seed: int, device: torch.device) -> Session:
         If the recipe's own functions fail (its traceback is shown), the data holds NaN, or the model, loss and
         data do not fit together.
     """
-    torch.manual_seed(seed)
+    randomness.seed(seed)
     model = call_users(recipe.model, f"recipe {recipe.name!r}: model() failed")
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -166,15 +168,21 @@ def _try_one_batch(recipe: Recipe, model: nn.Module, loaders: Loaders, device: t
     model.train()
 
 
+END = object()
+"""What comes after the last batch."""
+
+
 def batches(loader: DataLoader[Any], device: torch.device, recipe: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``(input, target)`` on the device.
 
     Raises
     ------
     InputError
-        If the loader yields something else.
+        If the loader fails, or yields something else.
     """
-    for item in loader:
+    failed = f"recipe {recipe!r}: the data cannot be read"
+    items = call_users(lambda: iter(loader), failed)
+    while (item := call_users(lambda: next(items, END), failed)) is not END:
         if not (isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)):
             raise InputError(
                 f"recipe {recipe!r}: the data has to yield (input, target) tensors, it yields {_kind(item)}"
@@ -186,7 +194,42 @@ AfterStep = Callable[[int, float], None]
 AfterEpoch = Callable[[int, int, float, float], None]
 
 
-def train(session: Session, after_step: AfterStep, after_epoch: AfterEpoch, first_epoch: int = 0) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a training is.
+
+    Attributes
+    ----------
+    step
+        Steps done, in all.
+    epoch
+        Epochs done.
+    batch
+        Batches done of the epoch after those; 0 between two epochs.
+    loss
+        Sum of the losses of these batches.
+    random
+        States of the random numbers there, of `randomness.states`; None between two epochs, where the seed tells them.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    random: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None
+
+
+BEGINNING = Place()
+Keep = Callable[[Place], None]
+
+
+def train(
+    session: Session,
+    after_step: AfterStep,
+    after_epoch: AfterEpoch,
+    keep: Keep = lambda place: None,
+    place: Place = BEGINNING,
+) -> None:
     """Train a model.
 
     Every epoch starts its random numbers from the seed and its own number, so a resumed training sees the same
@@ -198,30 +241,57 @@ def train(session: Session, after_step: AfterStep, after_epoch: AfterEpoch, firs
         Called with the number of steps done and the loss; may cut the model.
     after_epoch
         Called with the number of epochs done, of steps done, the mean loss and the validation metric.
-    first_epoch
-        Epochs that are done already.
+    keep
+        Called wherever the training could be taken up again: after every step, at the end of an epoch last of all.
+    place
+        Where the training is taken up.
 
     Raises
     ------
     DivergenceError
         If the loss is not a finite number.
     """
-    step = first_epoch * session.steps_per_epoch
-    for epoch in range(first_epoch, session.recipe.epochs):
-        torch.manual_seed(session.seed * 100_003 + epoch)
+    step = place.step
+    for epoch in range(place.epoch, session.recipe.epochs):
+        begun = place if epoch == place.epoch else Place(step, epoch)
+        _seed(session, epoch)
         session.model.train()
-        total = 0.0
-        for x, y in batches(session.loaders.train, session.device, session.recipe.name):
+        total = begun.loss
+        for batch, (x, y) in enumerate(_batches_from(begun, session), begun.batch + 1):
             loss = train_step(session, x, y)
             step += 1
-            if not math.isfinite(loss):
-                raise DivergenceError(
-                    f"the loss is {loss} at step {step} of {session.steps}: lower the learning rate "
-                    f"(now {session.recipe.learning_rate:g}, --set learning_rate=...) or look at the data"
-                )
+            _refuse_divergence(session, step, loss)
             total += loss
             after_step(step, loss)
+            if batch < session.steps_per_epoch:
+                keep(Place(step, epoch, batch, total))
         after_epoch(epoch + 1, step, total / session.steps_per_epoch, evaluate(session, session.loaders.validation))
+        keep(Place(step, epoch + 1))
+
+
+def _seed(session: Session, epoch: int) -> None:
+    number = session.seed * 100_003 + epoch
+    randomness.seed(number)
+    randomness.seed_loader(session.loaders.train, number)
+    if callable(tell := getattr(session.loaders.train.sampler, "set_epoch", None)):
+        tell(epoch)
+
+
+def _batches_from(place: Place, session: Session) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what is left of an epoch. The batches before are gone through, for the random numbers that they take."""
+    found = batches(session.loaders.train, session.device, session.recipe.name)
+    if place.random is not None:
+        deque(islice(found, place.batch), maxlen=0)
+        randomness.put_back(*place.random)
+    return found
+
+
+def _refuse_divergence(session: Session, step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"the loss is {loss} at step {step} of {session.steps}: lower the learning rate "
+            f"(now {session.recipe.learning_rate:g}, --set learning_rate=...) or look at the data"
+        )
 
 
 def train_step(session: Session, x: Tensor, y: Tensor) -> float:
