@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from edgelean.control import UNITS
-from edgelean.job import Job
+from edgelean.job import About
 from edgelean.loop import ClosedLoop
 from edgelean.recipe import Recipe
 from edgelean.resume import pack, pack_loop, unpack, unpack_loop
@@ -25,20 +25,20 @@ from edgelean.training.trainer import Session, evaluate, prepare, train
 LEAN, FULL_SIZE = "lean", "full-size"
 
 
-def begin(run: Run, job: Job, session: Session, loop: ClosedLoop) -> None:
+def begin(run: Run, about: About, loop: ClosedLoop) -> None:
     """Record what a run starts from."""
     latency, energy = loop.full_size.latency, loop.full_size.energy
     run.record(
         "start",
         0,
-        recipe=job.recipe.name,
-        profile=job.profile.name,
-        board=job.board.title,
+        recipe=about.name,
+        profile=about.profile.name,
+        board=about.board.title,
         target=loop.bench.target.name,
-        seed=job.seed,
-        epochs=job.recipe.epochs,
-        steps=session.steps,
-        metric_name=job.recipe.metric_name(),
+        seed=about.seed,
+        epochs=about.epochs,
+        steps=about.steps,
+        metric_name=about.metric_name,
         budgets=[
             {"quantity": name, "limit": limit, "unit": UNITS[name], "percentile": loop.full_size.percentile}
             for name, limit in loop.limits.items()
@@ -79,7 +79,7 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
     else:
         keep(0, 0)
         loop.record_beginning()
-    with stopwatch.phase("training"), _energy_of(LEAN, run):
+    with stopwatch.phase("training"), energy_of(LEAN, run):
         train(session, lambda step, loss: loop.after_step(step), after_epoch, first)
     loop.close()
 
@@ -109,13 +109,13 @@ def train_full_size(recipe: Recipe, seed: int, device: torch.device, run: Run, s
         save(folder, f"{epoch:06}", pack(session, step, epoch))
 
     first = unpack(load_newest(folder), session).epochs if folder.exists() else 0
-    with stopwatch.phase("full-size training"), _energy_of(FULL_SIZE, run):
+    with stopwatch.phase("full-size training"), energy_of(FULL_SIZE, run):
         train(session, lambda step, loss: None, after_epoch, first)
     return Twin(session, evaluate(session, session.loaders.test))
 
 
 @contextmanager
-def _energy_of(chapter: str, run: Run) -> Iterator[None]:
+def energy_of(chapter: str, run: Run) -> Iterator[None]:
     """Record what a training uses; also when it is interrupted, so that a resumed run adds up."""
     watch = TrainingEnergy()
     watch.start()

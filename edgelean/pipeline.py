@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgelean.assemble import Materials, assemble
+from edgelean.assemble import Materials, conclude
 from edgelean.bench import Bench
 from edgelean.chapters import LEAN, begin, train_full_size, train_lean
 from edgelean.delivery import Label, deliver, evidence_of
@@ -17,7 +17,6 @@ from edgelean.job import Job, ask, asked_before, new_folder
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.recipe import Recipe
-from edgelean.report import write_report
 from edgelean.report.model import Report
 from edgelean.shrink.bypass import Detour, take_out
 from edgelean.shrink.cut import restore
@@ -90,6 +89,7 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
     """Do a job in a folder, or the rest of it where an earlier run of it is given."""
     stopwatch = Stopwatch()
     session = prepare(job.recipe, job.seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    about = job.about(session.steps)
     example = next(iter(session.loaders.validation))[0].to(session.device)
     around = Surroundings(job.board, session.steps, lambda: evaluate(session, session.loaders.validation), stopwatch)
     with closing(open_target(job.target, job.profile, job.board)) as target:
@@ -98,14 +98,10 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
         # Whatever can be wrong with the input has been found by now: from here on there is a folder.
         here = earlier or Run.create(folder, job.asked, on_event)
         if earlier is None:
-            begin(here, job, session, loop)
+            begin(here, about, loop)
         train_lean(session, loop, here, stopwatch)
         twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
         label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
-        delivery = deliver(loop, evidence_of(session), label, here.folder / "bundle", stopwatch)
-    report = assemble(Materials(job, session, loop, twin, delivery, here, stopwatch))
-    write_report(report, here.folder)
-    for verdict in report.verdicts:
-        here.record("verdict", session.steps, **vars(verdict))
-    here.record("end", session.steps, exit_code=report.exit_code, seconds=report.seconds)
-    return report
+        found = evidence_of(session)
+        delivery = deliver(loop, found, label, here.folder / "bundle", stopwatch)
+    return conclude(Materials(about, found.metric_of_model(), loop, twin, delivery, here, stopwatch))

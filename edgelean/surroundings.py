@@ -32,7 +32,7 @@ class Surroundings:
         Steps of the whole training.
     validate
         Gives the metric on the validation data, higher is better; None if there is none, and then no cut is
-        judged by it.
+        judged by it. It may give None itself as long as the metric of the present model is not known.
     model
         The model as the training calls it, where that is not the network itself: for several processes, or compiled.
     followers
@@ -41,7 +41,7 @@ class Surroundings:
 
     board: Board
     steps: int
-    validate: Callable[[], float] | None
+    validate: Callable[[], float | None] | None
     stopwatch: Stopwatch
     model: nn.Module | None = None
     followers: tuple[Follower, ...] = ()
