@@ -105,6 +105,12 @@ class Attached:
         epoch = 1 + sum(event["event"] == "epoch" for event in self.events)
         self._notebook.record("epoch", self._steps, epoch=epoch, loss=loss, metric=metric, metric_name="metric")
 
+    def note(self, text: str) -> None:
+        """Record what a person should know of the training; the report has it among its caveats."""
+        bench = self._loop.bench
+        bench.notes = (*bench.notes, text)
+        self._notebook.record("note", self._steps, text=text)
+
     # -- resume --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,8 +188,7 @@ class Attached:
         self._loop.close()
         bench, planned = self._loop.bench, self._loop.around.steps
         if self._steps < planned:
-            bench.notes = (*bench.notes, f"The training ended after {self._steps} of {planned} steps.")
-            self._notebook.record("note", self._steps, text=bench.notes[-1])
+            self.note(f"The training ended after {self._steps} of {planned} steps.")
         self._notebook.close()
         label = Label(f"{name} for {bench.profile.name}", ())
         place = Path(out) if out is not None else self._notebook.bundle() or Path("bundle")
@@ -233,8 +238,8 @@ def attach(
         Other budgets than the profile's, as for `edgelean.fit`.
     validate
         Gives the metric on validation data, higher is better. With it a cut that the model does not recover from is
-        taken back; without it nothing is. It may give None while the metric of the model as it is now is not known:
-        after a cut the next one then waits until it is.
+        taken back; without it nothing is. While it gives None, the metric of the model as it is now is not known
+        yet, and the next cut waits.
     followers
         What is cut along: further optimizers of the model's parameters, and copies with parameters of the same
         names, such as ``torch.optim.swa_utils.AveragedModel`` or a teacher. A rollback takes them back, too.

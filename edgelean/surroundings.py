@@ -32,7 +32,8 @@ class Surroundings:
         Steps of the whole training.
     validate
         Gives the metric on the validation data, higher is better; None if there is none, and then no cut is
-        judged by it. It may give None itself as long as the metric of the present model is not known.
+        judged by it. While it gives None itself, the metric of the present model is not known
+        yet, and the next cut waits.
     model
         The model as the training calls it, where that is not the network itself: for several processes, or compiled.
     followers

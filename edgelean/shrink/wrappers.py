@@ -71,13 +71,19 @@ def refuse_other_wrappers(network: nn.Module, model: nn.Module) -> None:
     InputError
         If there is such a wrapper: it would not see that parameters change their shapes.
     """
-    kinds = {*SHARDED, "DistributedDataParallel", "OptimizedModule"}
     known = set(map(id, model.modules()))
-    wrappers = [each for each in gc.get_objects() if type(each).__name__ in kinds and isinstance(each, nn.Module)]
-    for each in wrappers:
-        if id(each) not in known and any(part is network for part in each.modules()):
+    for each in wrappers_of(network):
+        if id(each) not in known:
             kind = "torch.compile" if hasattr(each, "_orig_mod") else f"a {type(each).__name__}"
             raise InputError(f"the model is wrapped in {kind} that was not attached: wrap it first, attach that")
+
+
+def wrappers_of(network: nn.Module) -> list[nn.Module]:
+    """Return everything that is alive and has a network wrapped, the innermost first."""
+    kinds = {*SHARDED, "DistributedDataParallel", "OptimizedModule"}
+    alive = [each for each in gc.get_objects() if type(each).__name__ in kinds and isinstance(each, nn.Module)]
+    around = [each for each in alive if any(part is network for part in each.modules())]
+    return sorted(around, key=lambda each: len(list(each.modules())))
 
 
 def _refuse_options(parallel: DistributedDataParallel) -> None:
