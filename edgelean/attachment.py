@@ -44,7 +44,8 @@ class Attached:
     def __init__(self, loop: ClosedLoop, notebook: Notebook, stopwatch: Stopwatch) -> None:
         self._loop, self._notebook, self._stopwatch = loop, notebook, stopwatch
         self._steps, self._begun, self._finished = 0, False, False
-        self._seen = self._contents()
+        self._moved = False
+        self._watching = loop.optimizer.register_step_post_hook(self._take_note)
         self.report: Report | None = None
         loop.record = notebook.record
         loop.record_beginning()
@@ -79,22 +80,20 @@ class Attached:
             refuse_other_wrappers(self._loop.bench.model, self._loop.model)
             self._loop.ranks.first(lambda: self._notebook.begin(self._loop))
             self._begun = True
-        if self._contents() == self._seen:
+        if not self._moved:
             self._refuse_a_second_call()
             return
+        self._moved = False
         self._steps += 1
         self._loop.after_step(self._steps)
-        self._seen = self._contents()
 
-    def _contents(self) -> int:
-        """Return a number that grows with every change of what the optimizer trains."""
-        return sum(p._version for group in self._loop.optimizer.param_groups for p in group["params"])
+    def _take_note(self, *_: Any) -> None:
+        self._moved = True
 
     def _refuse_a_second_call(self) -> None:
         optimizer = self._loop.optimizer
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        idle = isinstance(optimizer, torch.optim.LBFGS)  # where it has converged it does nothing
-        if gradients and not idle and all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        if gradients and all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             raise InputError(
                 f"step was called twice after step {self._steps} of the optimizer: call it once, right after each "
                 "optimizer.step(), which with gradient accumulation is not after each batch"
@@ -136,7 +135,6 @@ class Attached:
             raise InputError(f"the state is loaded right after attach, not after {self._steps} steps")
         unpack_attached(state, self._loop)
         self._steps, self._begun = int(state["steps"]), True
-        self._seen = self._contents()
         self._loop.ranks.first(lambda: self._notebook.go_on(self._steps, self._loop))
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -185,6 +183,7 @@ class Attached:
             why = "it is finished already" if self._finished else "no step was counted: call step after each step"
             raise InputError(f"there is nothing to finish: {why}")
         self._finished = True
+        self._watching.remove()
         self._loop.close()
         bench, planned = self._loop.bench, self._loop.around.steps
         if self._steps < planned:

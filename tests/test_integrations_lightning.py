@@ -52,6 +52,11 @@ def loader(shuffle=False):
     return DataLoader(TensorDataset(x, x[:, :5].argmax(1)), BATCH, shuffle=shuffle)
 
 
+@pytest.fixture(autouse=True)
+def _away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a bundle goes to where one is
+
+
 def callback(**options):
     return EdgeleanCallback(PROFILE, **{**BUDGETS, **options})
 

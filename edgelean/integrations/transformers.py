@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ class EdgeleanCallback(TrainerCallback):  # type: ignore[misc]  # mypy skips Tra
         """Attach the loop, and let it go on where the checkpoint was that the trainer goes on with."""
         held, self._held, self._model = None if self._held is None else self._held.release(), None, model
         validates = args.eval_strategy != "no"
+        _mix_in_training_only(model)
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
         called = [model, *wrappers_of(model)][-1]
         self._steering.begin(
@@ -202,6 +204,23 @@ class EdgeleanCallback(TrainerCallback):  # type: ignore[misc]  # mypy skips Tra
             self.lean.note(text)
         if self._model is not None:
             self._steering.finish(self._model, self._validation)
+
+
+def _mix_in_training_only(model: nn.Module) -> None:
+    """Let a model compute in mixed precision while it trains, and in its own when it is looked at or exported.
+
+    accelerate replaces ``forward`` by one that does it always; through that no structure can be seen.
+    """
+    plain = vars(model).get("_original_forward")
+    if plain is None:
+        return
+
+    @wraps(plain.__func__)
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        # By its attributes, so that a copy of the model calls its own.
+        return (self._mixed_forward if self.training else self._original_forward)(*arguments, **named)
+
+    vars(model).update(_mixed_forward=model.forward, forward=MethodType(forward, model))
 
 
 def inputs_and_labels(model: nn.Module, batch: Mapping[str, Any]) -> Pair:
