@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgelean.assemble import Materials, conclude
 from edgelean.bench import Bench
 from edgelean.chapters import LEAN, begin, train_full_size, train_lean
 from edgelean.delivery import Label, deliver, evidence_of
+from edgelean.errors import InputError
 from edgelean.job import Job, ask, asked_before, new_folder
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
@@ -86,7 +88,18 @@ def load(folder: str | Path) -> nn.Module:
 
 
 def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | None = None) -> Report:
-    """Do a job in a folder, or the rest of it where an earlier run of it is given."""
+    """Do a job in a folder, or the rest of it where an earlier run of it is given.
+
+    Raises
+    ------
+    InputError
+        If it was started by torchrun: every process would train alone, and all in one folder.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(
+            f"edgelean fit trains in one process, torchrun started {processes}: start it without, or keep your own "
+            "training loop with DistributedDataParallel and attach the controller to it by edgelean.attach"
+        )
     stopwatch = Stopwatch()
     session = prepare(job.recipe, job.seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     about = job.about(session.steps)
