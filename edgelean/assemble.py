@@ -14,16 +14,17 @@ import edgelean
 from edgelean.chapters import FULL_SIZE, LEAN, Twin
 from edgelean.delivery import Delivery
 from edgelean.exporter.onnx import export_onnx
-from edgelean.job import Job
+from edgelean.job import About
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.reading import Reading
+from edgelean.report import write_report
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
 from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
 from edgelean.spectra import rows
 from edgelean.stopwatch import Stopwatch
 from edgelean.training.run import Run
-from edgelean.training.trainer import Session, evaluate
+from edgelean.training.trainer import Session
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
@@ -48,17 +49,29 @@ class Materials:
 
     Attributes
     ----------
+    accuracy
+        The metric of the lean model on the test split.
     twin
         The trained full-size model; None where the recipe does not compare.
     """
 
-    job: Job
-    session: Session
+    about: About
+    accuracy: float
     loop: ClosedLoop
     twin: Twin | None
     delivery: Delivery
     run: Run
     stopwatch: Stopwatch
+
+
+def conclude(made: Materials) -> Report:
+    """Write the report of a run into its folder, record its verdicts, and return it."""
+    report = assemble(made)
+    write_report(report, made.run.folder)
+    for verdict in report.verdicts:
+        made.run.record("verdict", made.about.steps, **vars(verdict))
+    made.run.record("end", made.about.steps, exit_code=report.exit_code, seconds=report.seconds)
+    return report
 
 
 def assemble(made: Materials) -> Report:
@@ -70,24 +83,24 @@ def assemble(made: Materials) -> Report:
     full = start["full_size"]["axes"].items()
     widths = tuple(LayerWidth(name, size, axes[name].size if name in axes else 0) for name, size in full)
     states = any(axis.kind == "states" for axis in axes.values())
-    job, delivery = made.job, made.delivery
+    about, delivery = made.about, made.delivery
     return Report(
         edgelean_version=edgelean.__version__,
-        recipe=job.recipe.name,
-        profile=job.profile.name,
-        board=job.board.title,
+        recipe=about.name,
+        profile=about.profile.name,
+        board=about.board.title,
         target=made.loop.bench.target.name,
-        seed=job.seed,
-        epochs=job.recipe.epochs,
-        steps=made.session.steps,
-        started=job.asked["started"],
+        seed=about.seed,
+        epochs=about.epochs,
+        steps=about.steps,
+        started=about.started,
         seconds=made.run.seconds(),
         exit_code=_exit_code(delivery),
         verdicts=delivery.verdicts,
         checks=delivery.checks,
         full_size=_full_size(made, events, start["full_size"]),
         lean=_lean(made, events),
-        metric_name=job.recipe.metric_name(),
+        metric_name=about.metric_name,
         epochs_history=history.epochs,
         full_size_history=_twins_history(events),
         readings=history.readings,
@@ -104,7 +117,7 @@ def assemble(made: Materials) -> Report:
         refused=_refused(made.loop),
         references=REFERENCES + (BALANCING if states else ()),
         training_energy_method=spent_on(events, LEAN).method,
-        electricity=job.profile.electricity.words,
+        electricity=about.profile.electricity.words,
         commands=_commands(delivery),
         form=delivery.form,
         forms=delivery.forms,
@@ -139,7 +152,7 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
     spent = spent_on(events, LEAN)
     reading, bench = made.delivery.reading, made.loop.bench
     return Side(
-        accuracy=evaluate(made.session, made.session.loaders.test),
+        accuracy=made.accuracy,
         accuracy_note="",
         **_costs(reading),
         parameters=bench.parameters(),
@@ -147,7 +160,7 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
         artifact_bytes=next((f.bytes for f in made.delivery.bundle if f.name == "model.onnx"), None),
         training_s=spent.seconds,
         training_note="cuts and readings included",
-        **_energies(spent, made.job.profile),
+        **_energies(spent, made.about.profile),
     )
 
 
@@ -158,7 +171,7 @@ def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapp
         training_note = "the same epochs, nothing cut"
     else:
         accuracy, note, size = None, "not trained: --set compare=true trains it as well", None
-        spent = extrapolated(events, LEAN, made.session.steps)
+        spent = extrapolated(events, LEAN, made.about.steps)
         training_note = "estimated from the steps before the first cut" if spent is not None else "not known"
     return Side(
         accuracy=accuracy,
@@ -169,7 +182,7 @@ def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapp
         artifact_bytes=size,
         training_s=None if spent is None else spent.seconds,
         training_note=training_note,
-        **_energies(spent, made.job.profile),
+        **_energies(spent, made.about.profile),
     )
 
 

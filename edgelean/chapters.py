@@ -14,7 +14,7 @@ import torch
 
 from edgelean.control import UNITS
 from edgelean.errors import DivergenceError, EdgeleanError, InputError
-from edgelean.job import Job
+from edgelean.job import About, Job
 from edgelean.loop import ClosedLoop
 from edgelean.recipe import Recipe
 from edgelean.resume import pack, pack_loop, unpack, unpack_loop
@@ -72,7 +72,7 @@ def resumable(run: Run) -> Iterator[None]:
         raise failure from None
 
 
-def begin(run: Run, job: Job, session: Session, loop: ClosedLoop) -> Place:
+def begin(run: Run, about: About, loop: ClosedLoop) -> None:
     """Record what a run starts from; what a killed process recorded before its first checkpoint no longer counts."""
     if run.events():
         run.go_on(NOWHERE)
@@ -80,14 +80,14 @@ def begin(run: Run, job: Job, session: Session, loop: ClosedLoop) -> Place:
     run.record(
         "start",
         0,
-        recipe=job.recipe.name,
-        profile=job.profile.name,
-        board=job.board.title,
+        recipe=about.name,
+        profile=about.profile.name,
+        board=about.board.title,
         target=loop.bench.target.name,
-        seed=job.seed,
-        epochs=job.recipe.epochs,
-        steps=session.steps,
-        metric_name=job.recipe.metric_name(),
+        seed=about.seed,
+        epochs=about.epochs,
+        steps=about.steps,
+        metric_name=about.metric_name,
         budgets=[
             {"quantity": name, "limit": limit, "unit": UNITS[name], "percentile": loop.full_size.percentile}
             for name, limit in loop.limits.items()
@@ -102,8 +102,6 @@ def begin(run: Run, job: Job, session: Session, loop: ClosedLoop) -> Place:
             "axes": {name: axis.size for name, axis in loop.bench.anatomy.axes.items()},
         },
     )
-    loop.record_beginning()
-    return BEGINNING
 
 
 def take_up(run: Run, job: Job, session: Session, loop: ClosedLoop, earlier: Found) -> Place:

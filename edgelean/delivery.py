@@ -29,6 +29,7 @@ from edgelean.loop import ClosedLoop
 from edgelean.reading import Reading
 from edgelean.recipe import Metric
 from edgelean.report.model import BundleFile, FormFigures, Verdict
+from edgelean.shrink.reference import leaves
 from edgelean.stopwatch import Stopwatch
 from edgelean.training.trainer import Session, batches
 from edgelean.verifier import ArtifactCheck, Evidence, verify
@@ -80,8 +81,14 @@ def evidence_of(session: Session) -> Evidence:
     return evidence(session.model, pairs, recipe.metric_function(), recipe.metric_name())
 
 
-def evidence(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], metric: Metric, metric_name: str) -> Evidence:
+Sample = Tensor | tuple[Tensor, ...]
+"""One batch of the input of a model, or of each of its inputs."""
+
+
+def evidence(model: nn.Module, pairs: Iterable[tuple[Sample, Tensor]], metric: Metric, metric_name: str) -> Evidence:
     """Return what a trained model says about ``(input, target)`` batches, which are gone through once.
+
+    Of several outputs the first one counts.
 
     Once, because a loader may come in another order, or with other augmentations, the second time.
     """
@@ -90,8 +97,9 @@ def evidence(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], metric: M
     model.eval()
     with torch.no_grad():
         for x, y in pairs:
-            inputs.append((x.cpu().numpy(),))
-            outputs.append(model(x).cpu())
+            given = x if isinstance(x, tuple) else (x,)
+            inputs.append(tuple(each.cpu().numpy() for each in given))
+            outputs.append(leaves(model(*given))[0].cpu())
             targets.append(y.cpu())
     model.train(training)
     return Evidence(

@@ -25,6 +25,32 @@ from edgelean.training.run import ASKED, Run
 
 
 @dataclass(frozen=True)
+class About:
+    """What stands at the head of a report.
+
+    Attributes
+    ----------
+    name
+        What is trained.
+    epochs, steps
+        Of the whole training; no epochs where a training counts none.
+    metric_name
+        What the metric of the epochs is called.
+    started
+        ISO 8601, UTC.
+    """
+
+    name: str
+    profile: Profile
+    board: Board
+    seed: int
+    epochs: int
+    steps: int
+    metric_name: str
+    started: str
+
+
+@dataclass(frozen=True)
 class Job:
     """A recipe, a profile with its board, and the rest of what was asked.
 
@@ -46,6 +72,12 @@ class Job:
     seed: int
     asked: Mapping[str, Any]
     changes: tuple[str, ...] = ()
+
+    def about(self, steps: int) -> About:
+        """Return the head of the report of a training of so many steps."""
+        recipe, started = self.recipe, str(self.asked["started"])
+        metric = recipe.metric_name()
+        return About(recipe.name, self.profile, self.board, self.seed, recipe.epochs, steps, metric, started)
 
 
 def ask(

@@ -135,7 +135,7 @@ class ClosedLoop:
 
     def _event(self, step: int) -> None:
         metric = self._validated()
-        if self._recovering(step, metric):
+        if (metric is None and self.around.validate is not None) or self._recovering(step, metric):
             return
         if self._uncertain():
             self._read_again(step)

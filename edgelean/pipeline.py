@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -9,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgelean.assemble import Materials, assemble
+from edgelean.assemble import Materials, conclude
 from edgelean.bench import Bench
 from edgelean.chapters import CHECKPOINTS, LEAN, begin, found_in, resumable, take_up, train_full_size, train_lean
 from edgelean.delivery import Label, deliver, evidence_of
+from edgelean.errors import InputError
 from edgelean.job import Job, ask, asked_before, new_folder
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.recipe import Recipe
-from edgelean.report import write_report
 from edgelean.report.model import Report
 from edgelean.resume import full_size_of
 from edgelean.shrink.bypass import Detour, take_out
@@ -27,7 +28,7 @@ from edgelean.surroundings import Surroundings
 from edgelean.target import open_target
 from edgelean.training.checkpoint import Found, load_newest
 from edgelean.training.run import OnEvent, Run
-from edgelean.training.trainer import Session, evaluate, prepare
+from edgelean.training.trainer import BEGINNING, Session, evaluate, prepare
 
 
 def fit(
@@ -100,7 +101,18 @@ def load(folder: str | Path) -> nn.Module:
 
 
 def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | None = None) -> Report:
-    """Do a job in a folder, or the rest of it where an earlier run of it is given."""
+    """Do a job in a folder, or the rest of it where an earlier run of it is given.
+
+    Raises
+    ------
+    InputError
+        If it was started by torchrun: every process would train alone, and all in one folder.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(
+            f"edgelean fit trains in one process, torchrun started {processes}: start it without, or keep your own "
+            "training loop with DistributedDataParallel and attach the controller to it by edgelean.attach"
+        )
     stopwatch = Stopwatch()
     found = None if earlier is None else found_in(earlier)
     session = prepare(job.recipe, job.seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -125,15 +137,15 @@ def _worked_through(
     job: Job, session: Session, loop: ClosedLoop, here: Run, found: Found | None, stopwatch: Stopwatch
 ) -> Report:
     """Go through the stages that leave something in the folder, each from where an earlier run had come to."""
-    loop.record = here.record
-    place = begin(here, job, session, loop) if found is None else take_up(here, job, session, loop, found)
+    loop.record, about, place = here.record, job.about(session.steps), BEGINNING
+    if found is None:
+        begin(here, about, loop)
+        loop.record_beginning()
+    else:
+        place = take_up(here, job, session, loop, found)
     train_lean(session, loop, here, stopwatch, place)
     twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
     label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
-    delivery = deliver(loop, evidence_of(session), label, here.folder / "bundle", stopwatch)
-    report = assemble(Materials(job, session, loop, twin, delivery, here, stopwatch))
-    write_report(report, here.folder)
-    for verdict in report.verdicts:
-        here.record("verdict", session.steps, **vars(verdict))
-    here.record("end", session.steps, exit_code=report.exit_code, seconds=report.seconds)
-    return report
+    evidence = evidence_of(session)
+    delivery = deliver(loop, evidence, label, here.folder / "bundle", stopwatch)
+    return conclude(Materials(about, evidence.metric_of_model(), loop, twin, delivery, here, stopwatch))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgelean.control import ControllerState
 from edgelean.errors import InputError
@@ -17,10 +17,11 @@ from edgelean.reading import Reading
 from edgelean.shrink.attributes import numbers_of
 from edgelean.shrink.bypass import Detour, Modules, detours_among, detours_of, modules_of, take_out
 from edgelean.shrink.cut import Contents, Held, restore, tensors_of
-from edgelean.shrink.followers import Groups, groups_of, leave
+from edgelean.shrink.followers import Groups, counterpart, groups_of, leave
+from edgelean.shrink.wrappers import unwrapped
 from edgelean.training import randomness
 from edgelean.training.checkpoint import Checkpoint, joined_state, split_state
-from edgelean.training.trainer import Place, Session
+from edgelean.training.trainer import BEGINNING, Place, Session
 
 
 def pack(session: Session, place: Place) -> Checkpoint:
@@ -166,6 +167,54 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
             checkpoint.part("pending/scores/"),
             blocks=tuple(kept["blocks"]),
         )
+
+
+def pack_attached(loop: ClosedLoop) -> dict[str, Any]:
+    """Return what a loop remembers whose model and optimizer somebody else saves, and what the model looks like."""
+    network, packed = loop.bench.model, pack_loop(loop)
+    return {
+        "tensors": {name: tensor.detach().cpu().clone() for name, tensor in packed.tensors.items()},
+        "values": dict(packed.values),
+        "shapes": {name: list(tensor.shape) for name, tensor in tensors_of(network).items()},
+        "numbers": dict(numbers_of(network)),
+        "detours": _plain(detours_of(network)),
+    }
+
+
+def unpack_attached(state: Mapping[str, Any], loop: ClosedLoop) -> None:
+    """Put a loop that is attached to the full-size model where `pack_attached` was; parameters are to be loaded yet.
+
+    Followers get the same structure. What they were before a cut that is still pending is not known, so with them it
+    can no longer be taken back.
+
+    Raises
+    ------
+    InputError
+        If the state is of another model.
+    """
+    network, followers = loop.bench.model, loop.around.followers
+    copies = [counterpart(each, network) for each in followers if isinstance(each, nn.Module)]
+    optimizers = [loop.optimizer, *(each for each in followers if isinstance(each, torch.optim.Optimizer))]
+    pending = state["values"]["pending"] or state
+    before: list[tuple[Modules, Groups]] = []
+    for detours in (pending["detours"], state["detours"]):
+        gone = [part for each in (network, *copies) for part in take_out(each, map(_detour, detours))]
+        for optimizer in optimizers:
+            leave(optimizer, gone)
+        before.append((modules_of(network), groups_of(loop.optimizer)))
+    for each in (loop.model, *copies):
+        restore(each, _shaped(tensors_of(unwrapped(each)), state["shapes"]), state["numbers"])
+    unpack_loop(Checkpoint(state["tensors"], state["values"]), loop, Unpacked(BEGINNING, *before[0]))
+    if followers:
+        loop.progress.pending = None
+
+
+def _shaped(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Return tensors of other shapes, with what fits of the contents; the right ones are loaded later."""
+    if other := sorted(set(tensors) ^ set(shapes)):
+        raise InputError(f"the state is that of another model: {', '.join(other[:5])} do not match")
+    parts = {name: tuple(slice(size) for size in shapes[name]) for name in tensors}
+    return {name: tensor.detach()[parts[name]].clone() for name, tensor in tensors.items()}
 
 
 def _plain(detours: Iterable[Detour]) -> list[dict[str, Any]]:

@@ -33,7 +33,8 @@ class Surroundings:
         Steps of the whole training.
     validate
         Gives the metric on the validation data, higher is better; None if there is none, and then no cut is
-        judged by it.
+        judged by it. While it gives None itself, the metric of the present model is not known
+        yet, and the next cut waits.
     model
         The model as the training calls it, where that is not the network itself: for several processes, or compiled.
     followers
@@ -45,7 +46,7 @@ class Surroundings:
 
     board: Board
     steps: int
-    validate: Callable[[], float] | None
+    validate: Callable[[], float | None] | None
     stopwatch: Stopwatch
     model: nn.Module | None = None
     followers: tuple[Follower, ...] = ()

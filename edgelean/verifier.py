@@ -55,6 +55,10 @@ class Evidence:
     metric: Metric
     metric_name: str
 
+    def metric_of_model(self) -> float:
+        """Return the task metric of the trained model."""
+        return float(self.metric(self.outputs, self.targets))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactCheck:

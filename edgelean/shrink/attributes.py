@@ -20,7 +20,14 @@ from torch import Tensor, nn
 Numbers = dict[str, int]
 """Whole numbers that modules hold, by path and name."""
 
-NEVER = frozenset({"training", "kernel_size", "stride", "padding", "dilation", "groups", "padding_idx", "layer_idx"})
+NEVER = frozenset(
+    {"training", "kernel_size", "stride", "padding", "dilation", "groups", "padding_idx", "layer_idx", "_trainer"}
+)
+FOREIGN = frozenset(
+    {"torch", "numpy", "logging", "threading", "weakref", "builtins", "lightning", "pytorch_lightning", "accelerate"}
+)
+"""Packages whose objects hold no widths. A LightningModule holds its trainer, with all its counters."""
+
 INTERNAL = frozenset(vars(nn.Module()))
 """What torch itself keeps in every module."""
 
@@ -133,7 +140,7 @@ def _plain(value: Any) -> bool:
 
 
 def _foreign(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] in ("torch", "numpy", "logging", "threading", "weakref", "builtins")
+    return type(value).__module__.partition(".")[0] in FOREIGN
 
 
 def _changed(holder: Any, steps: list[str], value: int) -> Any:

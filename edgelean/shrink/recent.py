@@ -46,7 +46,10 @@ class Recent:
 
         def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             if self.active and module.training:
-                given = tuple(signature.bind(*arguments, **named).arguments.values())
+                try:
+                    given = tuple(signature.bind(*arguments, **named).arguments.values())
+                except TypeError:
+                    return  # a trainer calls the network in the place of a method of it that takes other arguments
                 tensors = tuple(x for x in given if isinstance(x, Tensor))
                 if len(tensors) == len(given) == len(example) and all(map(_alike, tensors, example)):
                     self._take(tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -55,6 +56,34 @@ def refuse_sharded(optimizer: torch.optim.Optimizer) -> None:
     """
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
         raise InputError("a ZeroRedundancyOptimizer cannot be cut: no process holds its whole state; use its inner one")
+
+
+def refuse_other_wrappers(network: nn.Module, model: nn.Module) -> None:
+    """Refuse a network that something trains from outside which the loop was not given.
+
+    Parameters
+    ----------
+    model
+        The network, or what it is wrapped in, as the loop knows it.
+
+    Raises
+    ------
+    InputError
+        If there is such a wrapper: it would not see that parameters change their shapes.
+    """
+    known = set(map(id, model.modules()))
+    for each in wrappers_of(network):
+        if id(each) not in known:
+            kind = "torch.compile" if hasattr(each, "_orig_mod") else f"a {type(each).__name__}"
+            raise InputError(f"the model is wrapped in {kind} that was not attached: wrap it first, attach that")
+
+
+def wrappers_of(network: nn.Module) -> list[nn.Module]:
+    """Return everything that is alive and has a network wrapped, the innermost first."""
+    kinds = {*SHARDED, "DistributedDataParallel", "OptimizedModule"}
+    alive = [each for each in gc.get_objects() if type(each).__name__ in kinds and isinstance(each, nn.Module)]
+    around = [each for each in alive if any(part is network for part in each.modules())]
+    return sorted(around, key=lambda each: len(list(each.modules())))
 
 
 def _refuse_options(parallel: DistributedDataParallel) -> None:
@@ -138,6 +167,11 @@ class Ranks:
         """Return the processes that train a model together."""
         return cls(next((part.process_group for part in _parallel(model)), None))
 
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process, or the only one."""
+        return self.group is None or dist.get_rank(self.group) == 0
+
     def same(self, value: T) -> T:
         """Return what the first process has, in all of them."""
         return self.first(lambda: value)
@@ -154,7 +188,7 @@ class Ranks:
             return find()
         told: list[Any] = [None, None]
         failure: Exception | None = None
-        if dist.get_rank(self.group) == 0:
+        if self.leads:
             try:
                 told[0] = find()
             except Exception as error:
