@@ -192,6 +192,16 @@ def one_bank(system: DiagonalSystem) -> DiagonalSystem:
     return DiagonalSystem(system.lam.reshape(-1, n), B, system.C.reshape(len(B), -1, n), margin)
 
 
+def gap(full: DiagonalSystem, reduced: DiagonalSystem) -> DiagonalSystem:
+    """Return the system whose outputs are the difference of those of two, or of each two of two banks."""
+    return DiagonalSystem(
+        torch.cat([full.lam, reduced.lam], -1),
+        torch.cat([full.B, reduced.B], -2),
+        torch.cat([full.C, -reduced.C], -1),
+        torch.cat([polar(full).margin, polar(reduced).margin], -1),
+    )
+
+
 def like(bank: DiagonalSystem, system: DiagonalSystem) -> DiagonalSystem:
     """Return a bank of one dimension with the dimensions in front that another system has."""
     front = system.lam.shape[:-1]
