@@ -16,8 +16,8 @@ not be worse than the one before in the geometric mean over a source. The first 
 and are judged on white ones only; there "input" knows a finite record instead of the truth, and is not judged.
 The scale of modes is free and is no rung: all reductions of ours give rows of B and columns of C equal norms.
 `--moments` measures instead what becomes of the optimizer's moments: the loss of a student of a linear teacher after a
-cut, for three ways. Moments that are transformed exactly are no row: a first attempt was unstable, its second moments
-would have to be mixed as well. Exits 1 when a goal is missed.
+cut, for four ways: the leading slice of the published code, zeros with the count of the steps kept, the exact transform
+of the moments of B and C, and none at all, which is what a cut does. Exits 1 when a goal is missed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgelean.nn import LRU, DiagonalSystem
 from edgelean.recipes._digits_data import digits_split
 from edgelean.recipes.digits_sequence import sequence_net
-from edgelean.shrink.balance import measured_gramians, recorded_error, refitted, refitted_to, truncate
+from edgelean.shrink.balance import factors, measured_gramians, recorded_error, refitted, refitted_to, truncate
+from edgelean.shrink.balance.form import balance
 
 RUNGS = ("published", "flipped", "real map", "input", "refit", "guard")
 WHITE = "initial, white"
@@ -173,7 +174,9 @@ def climb(seeds: int, steps: int) -> tuple[bool, dict[str, dict[int, list[float]
 
 # -- moments of the optimizer ------------------------------------------------------------------------------------------
 
-WAYS = ("leading slice", "zero, count kept", "reset (ours)")
+WAYS = ("leading slice", "zero, count kept", "transformed", "deleted (ours)")
+DECAY = 0.999
+"""Of the second moments."""
 
 
 def student_loss(seed: int, way: str, before: int, after: int) -> list[float]:
@@ -203,16 +206,63 @@ def student_loss(seed: int, way: str, before: int, after: int) -> list[float]:
 def cut(layer: LRU, optimizer: torch.optim.Optimizer, way: str, states: int = 40) -> None:
     """Cut a layer, and treat what the optimizer remembers of it in one way."""
     old = {name: (parameter, optimizer.state.pop(parameter)) for name, parameter in layer.named_parameters()}
-    layer.load_system(truncate(layer.system(), states).system)
+    before, gain = layer.system(), layer.gamma_log.detach().exp()
+    reduction = truncate(before, states)
+    layer.load_system(reduction.system)
+    if way == "transformed":
+        both = carried(before, layer.system(), reduction.order)
+        gains = gain.repeat(2), layer.gamma_log.detach().exp().repeat(2)
+        transform(layer, optimizer, old, (gains[1][:, None] * both[0] / gains[0], both[1]))
     for name, (parameter, entry) in old.items():
         dim = layer.state_dimensions.get(name)
         if dim is None:
             optimizer.state[parameter] = entry
-        elif way != "reset (ours)":
+        elif way in WAYS[:2]:
             kept = {key: entry[key].narrow(dim, 0, states).clone() for key in ("exp_avg", "exp_avg_sq")}
             if way == "zero, count kept":
                 kept = {key: torch.zeros_like(value) for key, value in kept.items()}
             optimizer.state[parameter] = {"step": entry["step"], **kept}
+
+
+def carried(old: DiagonalSystem, new: DiagonalSystem, order: int) -> tuple[Tensor, Tensor]:
+    """Return what makes gradients of B and C at the balanced truncation of a system of those at the system.
+
+    They multiply gradients of B, and of C transposed, real parts above imaginary parts: ``[2 r, 2 N]``. With the states
+    ``x = T z`` and ``z = W.mT x`` those of B go with T, those of C with W. Exact but for what the truncation changes.
+    """
+    T, W = balance(factors(old), order).bases(order)
+    moved = old.lam[:, None] * torch.complex(*T.chunk(2))
+    poles, vectors = torch.linalg.eig(W.mT @ torch.cat([moved.real, moved.imag]))
+    place = (poles - new.lam[:, None]).abs().argmin(1)
+    rows = torch.linalg.inv(vectors)[place] @ W.mT.to(poles.dtype)
+    driven = rows @ torch.cat([old.B.real, old.B.imag]).to(poles.dtype)
+    scale = ((new.B * driven.conj()).sum(1) / driven.abs().square().sum(1))[:, None]
+    pairs = torch.where(poles[place].imag == 0, 1.0, 2.0)[:, None]
+    columns, rows = pairs * (T.to(poles.dtype) @ vectors).mT[place] / scale, scale * rows
+    sign = torch.ones(2 * old.states, dtype=torch.float64)
+    sign[old.states :] = -1
+    return torch.cat([columns.real, -columns.imag]), torch.cat([rows.real, -rows.imag]) * sign
+
+
+def transform(
+    layer: LRU,
+    optimizer: torch.optim.Optimizer,
+    old: Mapping[str, tuple[nn.Parameter, dict[str, Tensor]]],
+    both: tuple[Tensor, Tensor],
+) -> None:
+    """Transform the moments of B and C; those of the poles need gradients that nobody kept, and begin anew.
+
+    Second moments are mixed with the squares, first moments taken out (Robert et al., "LDAdam", 2024).
+    """
+    for names, matrix, dim in ((("B_re", "B_im"), both[0], 0), (("C_re", "C_im"), both[1], 1)):
+        entries = [old[name][1] for name in names]
+        m, v = (torch.cat([e[key].movedim(dim, 0) for e in entries]) for key in ("exp_avg", "exp_avg_sq"))
+        trust = 1 - DECAY ** float(entries[0]["step"])
+        spread = (v / trust - m.square()).clamp(min=0)
+        moments = matrix @ m, trust * (matrix.square() @ spread + (matrix @ m).square())
+        for name, first, second in zip(names, *(each.chunk(2) for each in moments), strict=True):
+            kept = {"exp_avg": first.movedim(0, dim).contiguous(), "exp_avg_sq": second.movedim(0, dim).contiguous()}
+            optimizer.state[layer.get_parameter(name)] = {"step": entries[0]["step"].clone(), **kept}
 
 
 def compare_moments(seeds: int) -> tuple[bool, dict[str, list[float]]]:

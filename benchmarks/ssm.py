@@ -33,7 +33,12 @@ from edgelean.errors import EdgeleanError, InputError
 Work = tuple[int, float | None, int, bool, float]
 """Which task, the tolerance (None for the full size), the seed, whether it is short, and the window of the attempts."""
 
-SEEDS, QUICK_IMAGE_SEEDS = 3, 1
+SEEDS, QUICK_IMAGE_SEEDS = range(2, 5), 1
+"""Of the table; the window was chosen on 0 and 1."""
+
+WINDOW = 0.3
+"""Share of the steps at whose end the last attempt is. In the paper's 10 % these short trainings have learned nothing:
+the loss on the digits is still at chance after 8 % of the steps."""
 
 
 def work(seeds: Sequence[int], quick: bool, window: float) -> list[Work]:
@@ -112,11 +117,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="half the epochs and one seed of the images")
     parser.add_argument("--json", type=Path, metavar="FILE", help="outcomes accumulate here")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", default=list(range(SEEDS)), help="these seeds only"
-    )
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", default=list(SEEDS), help="these seeds only")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time, one core each")
-    parser.add_argument("--window", type=float, default=0.1, metavar="SHARE", help="of the steps, for the attempts")
+    parser.add_argument("--window", type=float, default=WINDOW, metavar="SHARE", help="of the steps, for the attempts")
     arguments = parser.parse_args()
     file, window = arguments.json, arguments.window
     try:

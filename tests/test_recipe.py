@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from edgelean.errors import InputError, MissingError
 from edgelean.job import ask
+from edgelean.nn import LRU, S4D, S5, Mamba, SequenceBlock, SequenceClassifier
 from edgelean.recipe import Recipe, accuracy, load_recipe, r2
 from edgelean.training.trainer import learning_rate_share, prepare
 
@@ -128,6 +130,55 @@ def test_nan_in_any_split_is_refused(split):
 
     with pytest.raises(InputError, match=f"the {('train', 'validation', 'test')[split]} data holds NaN"):
         prepare(tiny(data=data), 0, CPU)
+
+
+def test_a_test_split_of_another_length_is_refused_before_training():
+    """A model is exported for sequences of one length; training may see others."""
+
+    def data(*lengths):
+        return [torch.utils.data.TensorDataset(torch.randn(8, n, 1), torch.randint(0, 3, (8,))) for n in lengths]
+
+    def model():
+        return SequenceClassifier(nn.Linear(1, 4), [SequenceBlock(LRU(4, 2))], nn.Linear(4, 3))
+
+    prepare(tiny(model=model, data=lambda: data(6, 9, 9)), 0, CPU)
+    with pytest.raises(InputError, match=r"the test split has samples of the shape \[12, 1\].* has \[9, 1\]"):
+        prepare(tiny(model=model, data=lambda: data(9, 9, 12)), 0, CPU)
+
+
+@pytest.mark.parametrize(
+    ("layer", "spoil", "message"),
+    [
+        (lambda: S5(4, 8), lambda layer: layer.A_re[2].fill_(0.5), "blocks.0.layer: state 2 has a pole of modulus 1"),
+        (lambda: LRU(4, 8), lambda layer: layer.nu_log[3].fill_(math.nan), "blocks.0.layer: state 3 .*not finite"),
+        (lambda: S4D(4, 8), lambda layer: layer.A_im[1, 2].fill_(math.nan), "state 2 of feature 1 .*not finite"),
+        (lambda: Mamba(4, 8), lambda layer: layer.A_log[1, 5].fill_(math.nan), "blocks.0.layer: state 5 has NaN"),
+    ],
+)
+def test_a_state_that_is_unstable_or_missing_is_named_before_training(layer, spoil, message):
+    def model():
+        whole = SequenceClassifier(nn.Linear(4, 4), [SequenceBlock(layer())], nn.Linear(4, 3))
+        with torch.no_grad():
+            spoil(whole.blocks[0].layer)
+        return whole
+
+    with pytest.raises(InputError, match=message):
+        prepare(tiny(model=model), 0, CPU)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: S5(4, 3), "d_state a multiple of 2 .conjugate pairs.* d_state=3"),
+        (lambda: S4D(4, 1), "an even d_state of at least 2 .conjugate pairs.* d_state=1"),
+        (lambda: LRU(4, 0), "states of at least 1, found width=4, states=0"),
+        (lambda: Mamba(4, 0), "sizes of at least 1 .* d_state=0"),
+    ],
+)
+def test_a_layer_with_too_few_states_is_refused_in_one_sentence(layer, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        prepare(tiny(model=lambda: nn.Sequential(layer())), 0, CPU)
+    assert "Traceback" not in str(refusal.value)
 
 
 def test_trying_a_batch_leaves_no_trace_in_the_model():

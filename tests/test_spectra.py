@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from interruptions import assert_goes_on_to_the_same_model
 from torch import nn
 
 import edgelean
@@ -198,6 +199,15 @@ def test_the_rule_cuts_at_its_attempts_although_every_budget_is_met(run):
     assert {axis["axis"] for event in cuts_in(events) for axis in event["axes"]} == {f"{LAYER}.states"}
     assert report.lean.parameters < report.full_size.parameters
     assert report.checks[0].passed
+
+
+def test_a_run_by_the_rule_that_is_interrupted_goes_on_to_the_same_model(run, tmp_path):
+    folder, _, events = run
+    cuts = cuts_in(events)
+    assert len(cuts) > 1  # an attempt that the interrupted run has not made
+    assert_goes_on_to_the_same_model(fit, folder, events, tmp_path / "run")
+    told = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [(each["step"], each["axes"]) for each in cuts_in(told)] == [(each["step"], each["axes"]) for each in cuts]
 
 
 def test_every_truncation_is_told_with_what_it_was_known_to_cost_and_did_cost(run):

@@ -125,7 +125,7 @@ class Selective(Protocol):
 
 
 def check_poles(model: nn.Module) -> None:
-    """Make sure that every state space layer of a model is stable.
+    """Make sure that every state space layer of a model is stable, and every selective layer has finite states.
 
     Raises
     ------
@@ -133,11 +133,20 @@ def check_poles(model: nn.Module) -> None:
         If one is not, or its parameters are not finite; the message names the layer and the state.
     """
     for path, layer in model.named_modules():
-        if isinstance(layer, StateSpace):
-            try:
+        try:
+            if isinstance(layer, StateSpace):
                 layer.system()
-            except InputError as error:
-                raise InputError(f"{path or type(layer).__name__}: {error}") from error
+            elif isinstance(layer, Selective):
+                _check_selected(layer)
+        except InputError as error:
+            raise InputError(f"{path or type(layer).__name__}: {error}") from error
+
+
+def _check_selected(layer: Selective) -> None:
+    name, dim = layer.selected_by
+    bad = (~torch.isfinite(getattr(layer, name))).movedim(dim, 0).flatten(1).any(1)
+    if bool(bad.any()):
+        raise InputError(f"state {int(bad.nonzero()[0])} has NaN or infinity in {name}; it takes finite numbers")
 
 
 def replace(parameter: nn.Parameter, value: Tensor) -> None:

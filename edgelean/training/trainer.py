@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from edgelean.errors import DivergenceError, InputError
+from edgelean.nn import check_poles
 from edgelean.recipe import Data, Recipe, Source, call_users
 from edgelean.shrink.inputs import checked_inputs, refuse_unready
 from edgelean.training import randomness
@@ -79,9 +80,10 @@ def prepare(recipe: Recipe, seed: int, device: torch.device) -> Session:
             f"recipe {recipe.name!r}: model() gave a {type(model).__name__}, it has to give a torch.nn.Module"
         )
     _told_of(recipe, "", lambda: refuse_unready(model))
+    _told_of(recipe, "", lambda: check_poles(model))
     loaders = _loaders(recipe)
     model.to(device)
-    _refuse_holes(recipe, loaders, device)
+    _refuse_unfit(recipe, loaders, device)
     _try_one_batch(recipe, model, loaders, device)
     make = recipe.optimizer or (
         lambda parameters: torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -144,14 +146,27 @@ def _loader(source: Source, recipe: Recipe, *, shuffle: bool) -> DataLoader[Any]
     return DataLoader(source, batch_size=size, sampler=RandomSampler(sized), drop_last=True)
 
 
-def _refuse_holes(recipe: Recipe, loaders: Loaders, device: torch.device) -> None:
-    """Look for NaN in the beginning of each split; a hole that comes later shows in the loss."""
+def _refuse_unfit(recipe: Recipe, loaders: Loaders, device: torch.device) -> None:
+    """Look for NaN in the beginning of each split; a hole that comes later shows in the loss.
+
+    A model is exported for samples of one shape, that of the first of the validation split. Others in the test split
+    would only be found by the verification, when the training is over.
+    """
+    taken: torch.Size | None = None
     for name in ("train", "validation", "test"):
         for x, y in islice(batches(getattr(loaders, name), device, recipe.name), LOOK_BATCHES):
             for part in (x, y):
                 if part.is_floating_point() and not torch.isfinite(part).all():
                     problem = f"the {name} data holds NaN or infinite values: clean it first"
                     raise InputError(f"recipe {recipe.name!r}: {problem}")
+            if name == "validation":
+                taken = taken or x.shape[1:]
+            if name == "test" and taken is not None and x.shape[1:] != taken:
+                raise InputError(
+                    f"recipe {recipe.name!r}: the test split has samples of the shape {list(x.shape[1:])}, the "
+                    f"validation split has {list(taken)}; an exported model takes one shape (of sequences: one "
+                    "length): cut and pad them to it"
+                )
 
 
 def _try_one_batch(recipe: Recipe, model: nn.Module, loaders: Loaders, device: torch.device) -> None:

@@ -14,13 +14,14 @@ Chahine, Nazari, Rus & Rusch, "The curious case of in-training compression of st
 
 from edgelean.shrink.balance.energy import Factors, Gramians, factors, gramians, measured_gramians
 from edgelean.shrink.balance.error import (
-    largest_gain,
     measured_prices,
     output_error,
     prices,
+    recorded_energy,
     recorded_error,
 )
 from edgelean.shrink.balance.form import coordinates, hankel_singular_values
+from edgelean.shrink.balance.gain import largest_gain
 from edgelean.shrink.balance.general import (
     LinearReduction,
     LinearSystem,
@@ -48,6 +49,7 @@ __all__ = [
     "measured_prices",
     "output_error",
     "prices",
+    "recorded_energy",
     "recorded_error",
     "reduce_general",
     "refitted",

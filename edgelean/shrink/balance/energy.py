@@ -204,12 +204,12 @@ def factor(gramian: Tensor) -> Tensor:
 
 def _pivoted(matrix: Tensor) -> tuple[Tensor, int]:
     """Return the pivoted Cholesky factor of one matrix, which torch does not have, and its rank."""
-    lower, pivots, rank, _ = lapack.dpstrf(matrix.numpy(), lower=1)
-    lower = np.tril(lower)
+    # Symmetric: the other order of the same numbers spares LAPACK a copy in its own.
+    lower, pivots, rank, _ = lapack.dpstrf(matrix.mT.numpy(), lower=1)
     lower[:, rank:] = 0
-    found = np.empty_like(lower)
-    found[pivots - 1] = lower
-    return torch.from_numpy(np.ascontiguousarray(found)), int(rank)
+    found = np.empty(lower.shape)
+    found[pivots - 1] = np.tril(lower)
+    return torch.from_numpy(found), int(rank)
 
 
 def _shaped_inputs(system: DiagonalSystem, covariance: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a reduction costs: the energy of the difference in closed form, its largest gain, and prices in nats."""
+"""What a reduction costs: the energy of the difference, in closed form or on recorded inputs, and prices in nats."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgelean.shrink.balance.energy import driven_states, factor, factored, fact
 from edgelean.shrink.balance.form import NEGLIGIBLE, Balanced, balance, padded
 from edgelean.shrink.balance.modes import Modes, filled
 from edgelean.shrink.balance.real import (
-    Polar,
     covariance_of,
     double,
+    gap,
     one_bank,
     output_weights,
     polar,
@@ -25,12 +25,6 @@ from edgelean.shrink.balance.truncation import keep, some, truncation
 
 PRICED_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
 """Shares of the states at which `prices` is exact."""
-
-FREQUENCIES = 1024
-"""Between 0 and half the sampling rate; the resonances of both systems are looked at as well."""
-
-FREQUENCIES_AT_ONCE = 2**22
-"""So many numbers of frequency responses are held at a time."""
 
 
 def output_error(
@@ -49,14 +43,11 @@ def output_errors(
     full: DiagonalSystem, reduced: DiagonalSystem, covariance: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
     """Return the `output_error` of each system of a bank, ``[...]``."""
-    poles = Polar(*(torch.cat(each, -1) for each in zip(polar(full), polar(reduced), strict=True)))
-    B = torch.cat([full.B, reduced.B], dim=-2)
+    both = gap(full, reduced)
+    poles, B, C = polar(both), both.B, real_outputs(both)
     if covariance is not None:
         B = B @ factor(double(full, covariance)).to(B.dtype)
-    C_real = real_outputs(
-        DiagonalSystem(torch.cat([full.lam, reduced.lam], -1), B, torch.cat([full.C, -reduced.C], -1))
-    )
-    per_output = ((C_real @ covariance_of(poles, B, poles, B)) * C_real).sum(-1).clamp(min=0)
+    per_output = ((C @ covariance_of(poles, B, poles, B)) * C).sum(-1).clamp(min=0)
     return per_output.sum(-1) if weight is None else (per_output * output_weights(full, weight)).sum(-1)
 
 
@@ -68,66 +59,17 @@ def recorded_error(
     Half of it, weighted by the Fisher information, is the loss in nats that is predicted on inputs like these. For
     inputs see `measured_gramians`.
     """
-    weights = None if weight is None else output_weights(full, weight)
-    total = full.lam.new_zeros(full.lam.shape[:-1]).real.clone()
-    for a, b in zip(driven_states(full, inputs), driven_states(reduced, inputs), strict=True):
-        gap = (a @ full.C.mT[..., None, :, :] - b @ reduced.C.mT[..., None, :, :]).real.square()
-        per_output = gap.sum((-3, -2))
+    return recorded_energy(gap(full, reduced), inputs, weight)
+
+
+def recorded_energy(system: DiagonalSystem, inputs: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean square of the outputs on recorded inputs, summed over the outputs of each system, ``[...]``."""
+    weights = None if weight is None else output_weights(system, weight)
+    total = system.lam.new_zeros(system.lam.shape[:-1]).real.clone()
+    for states in driven_states(system, inputs):
+        per_output = (states @ system.C.mT[..., None, :, :]).real.square().sum((-3, -2))
         total = total + (per_output if weights is None else per_output * weights).sum(-1)
     return total / (inputs.shape[0] * inputs.shape[1])
-
-
-def largest_gain(
-    full: DiagonalSystem,
-    reduced: DiagonalSystem | None = None,
-    feedthrough: Tensor | None = None,
-    frequencies: int = FREQUENCIES,
-) -> float:
-    """Return the largest gain of the difference of two real maps over frequency: its H-infinity norm, from below.
-
-    The grid is even between frequency 0 and half the sampling rate, with the phases of all poles beside. It
-    underestimates peaks between its points, by little where no resonance is hidden. A bank is one system: its largest.
-
-    Parameters
-    ----------
-    full, reduced
-        Both systems or both banks; without ``reduced`` the gain of ``full``.
-    feedthrough
-        What the reduced map has beside its states, ``[..., P, H]``.
-    frequencies
-        Points of the even grid.
-    """
-    systems = [full] if reduced is None else [full, reduced]
-    grid = torch.linspace(0, math.pi, frequencies, dtype=torch.float64, device=full.lam.device)
-    phases = torch.unique(torch.cat([grid, *(each.lam.angle().abs().flatten() for each in systems)]))
-    size = full.B.shape[-1] * full.C.shape[-2] * max(1, math.prod(full.lam.shape[:-1]))
-    largest = 0.0
-    for some_phases in torch.split(phases, max(1, FREQUENCIES_AT_ONCE // size)):
-        gap = responses(full, some_phases)
-        if reduced is not None:
-            gap = gap - responses(reduced, some_phases)
-        if feedthrough is not None:
-            gap = gap - double(full, feedthrough)
-        largest = max(largest, float(torch.linalg.matrix_norm(gap, ord=2).max()))
-    return largest
-
-
-def responses(system: DiagonalSystem, phases: Tensor) -> Tensor:
-    """Return the response of the real map at frequencies ``[F]`` in radians per step, ``[F, ..., P, H]``.
-
-    As in ``x_t = lam x_{t-1} + B u_t``: the input of a step is in its output.
-    """
-    turn = torch.polar(torch.ones_like(phases), -phases)
-    front = [1] * (system.lam.ndim - 1)
-    z = turn.reshape(-1, *front, 1)
-    halves = [
-        (C / (1 - z * lam)[..., None, :]) @ B
-        for lam, B, C in (
-            (system.lam, system.B, system.C),
-            (system.lam.conj(), system.B.conj(), system.C.conj()),
-        )
-    ]
-    return 0.5 * (halves[0] + halves[1])
 
 
 def prices(system: DiagonalSystem, weight: Tensor, covariance: Tensor | None = None) -> Tensor:

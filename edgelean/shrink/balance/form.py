@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edgelean.nn.system import DiagonalSystem
 from edgelean.shrink.balance.energy import Factors, Gramians, factored, factors
+from edgelean.shrink.balance.real import squared, symmetric_modes
 
 NEGLIGIBLE = 1e-8
 """Hankel singular values below this share of the largest are noise: a factor of a Gramian resolves no better."""
@@ -62,36 +63,37 @@ class Balanced:
 def balance(given: Gramians | Factors, columns: int | None = None) -> Balanced:
     """Balance two Gramians; nothing is inverted. All values are there, of the coordinates the first ``columns``."""
     pair = given if isinstance(given, Factors) else factored(given)
-    left, sigma, right = decomposed(pair.see.mT @ pair.reach)
+    left, sigma, right = decomposed(pair.see.mT @ pair.reach, columns)
     return Balanced(sigma, pair.reach @ right[..., :columns, :].mT, pair.see @ left[..., :columns])
 
 
-def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def decomposed(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return a singular value decomposition, as torch does; of one large matrix in less time.
 
     The leading values, down to 1e-2 of the first, are those of the squared matrix, where they lose four digits of
-    sixteen; what is left of the matrix is decomposed as it is.
+    sixteen; what is left of the matrix is decomposed as it is. All values come back, of the vectors ``most`` or more.
     """
     rows, columns = matrix.shape[-2:]
     if min(rows, columns) < LARGE or matrix.numel() > rows * columns:
         left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
         return left, sigma, right
     if columns > rows:
-        right, sigma, left = decomposed(matrix.mT)
+        right, sigma, left = decomposed(matrix.mT, most)
         return left.mT, sigma, right.mT
     plain = matrix.reshape(rows, columns)
-    right = torch.linalg.eigh(plain.mT @ plain).eigenvectors.flip(-1)
-    moved = plain @ right
-    sizes = moved.norm(dim=0)
-    lead = int((sizes > LEADING * sizes.max()).to(torch.int64).cumprod(0).sum())
-    left, rest = moved[:, :lead] / sizes[:lead], moved[:, lead:]
-    inner, small, turn = torch.linalg.svd(rest - left @ (left.mT @ rest), full_matrices=False)
+    squares, right = (part.flip(-1) for part in symmetric_modes(squared(plain)))
+    sizes = squares.clamp(min=0).sqrt()
+    lead = int((sizes > LEADING * sizes[0]).sum())
+    kept = right[:, : max(lead, 1) if lead < columns else most]
+    left = plain @ kept
+    left = left / left.norm(dim=0).clamp(min=torch.finfo(left.dtype).tiny)
+    if lead < columns:
+        rest = plain @ right[:, lead:]
+        inner, small, turn = torch.linalg.svd(rest - left @ (left.mT @ rest), full_matrices=False)
+        left, sizes = torch.cat([left, inner], 1), torch.cat([sizes[:lead], small])
+        kept = torch.cat([kept, right[:, lead:] @ turn.mT], 1)
     front = matrix.shape[:-2]
-    return (
-        torch.cat([left, inner], 1).reshape(*front, rows, columns),
-        torch.cat([sizes[:lead], small]).reshape(*front, columns),
-        torch.cat([right[:, :lead], right[:, lead:] @ turn.mT], 1).mT.reshape(*front, columns, columns),
-    )
+    return left.reshape(*front, rows, -1), sizes.reshape(*front, columns), kept.mT.reshape(*front, -1, columns)
 
 
 def hankel_singular_values(system: DiagonalSystem, given: Gramians | Factors | None = None) -> Tensor:

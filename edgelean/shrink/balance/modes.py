@@ -40,13 +40,15 @@ def modes_of(A: Tensor, B: Tensor, C: Tensor, limit: Tensor, room: int) -> Modes
     """Diagonalise real systems ``[K, n, n]`` into one state per conjugate pair and per real pole.
 
     Poles beyond the modulus ``limit`` ``[K]`` are not safe, nor are eigenvectors so close to each other that B and C
-    explode.
+    explode. Systems that all need more than there is ``room`` for only come with the number that they need.
     """
     lam, vectors = torch.linalg.eig(A)
+    keep = lam.imag >= 0
+    if bool((keep.sum(-1) > room).all()):
+        return _without_room(lam, B, C, keep.sum(-1), room)
     inverse, failed = torch.linalg.inv_ex(vectors)
     condition = torch.linalg.matrix_norm(vectors) * torch.linalg.matrix_norm(inverse)
     safe = (failed == 0) & (condition < WORST_CONDITION) & (lam.abs().amax(-1) <= limit)
-    keep = lam.imag >= 0
     first = torch.argsort(keep.to(torch.int8), dim=-1, descending=True, stable=True)[..., :room]
     kept, lam = keep.gather(-1, first), lam.gather(-1, first)
     B_modes = inverse.gather(-2, first[..., None].expand(*first.shape, A.shape[-1])) @ B.to(lam.dtype)
@@ -62,6 +64,13 @@ def modes_of(A: Tensor, B: Tensor, C: Tensor, limit: Tensor, room: int) -> Modes
         used=keep.sum(-1),
         safe=safe,
     )
+
+
+def _without_room(lam: Tensor, B: Tensor, C: Tensor, used: Tensor, room: int) -> Modes:
+    """Return how many modes systems need that have no room for them; there is nothing to use."""
+    bank = len(lam)
+    empty = lam.new_zeros(bank, room), lam.new_zeros(bank, room, B.shape[-1]), lam.new_zeros(bank, C.shape[-2], room)
+    return Modes(*empty, used, torch.ones_like(used, dtype=torch.bool))
 
 
 def filled(modes: Modes, full: DiagonalSystem) -> DiagonalSystem:
