@@ -14,6 +14,8 @@ from edgelean.bench import Bench
 from edgelean.board import load_board
 from edgelean.delivery import Delivery, Label, deliver, evidence
 from edgelean.errors import InputError
+from edgelean.exporter.graphs import Samples
+from edgelean.exporter.search import HeldOut
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile, load_profile
 from edgelean.shrink.followers import Follower, counterpart
@@ -84,10 +86,16 @@ class Attached:
         def delivered() -> Delivery:
             pairs = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
             found = evidence(bench.model, pairs, metric, getattr(metric, "__name__", "metric"))
-            return deliver(self._loop, found, label, Path(out), self._stopwatch)
+            return deliver(self._loop, found, self._samples(), label, Path(out), self._stopwatch)
 
         with closing(bench.target), eagerly(self._loop.model):
             return self._loop.ranks.first(delivered)
+
+    def _samples(self) -> Samples:
+        """Return the last inputs of the training, by which lower precisions are made and judged alike."""
+        seen = self._loop.recent.inputs() or self._loop.bench.batch
+        batches = [tuple(x.cpu().numpy() for x in seen)]
+        return Samples(batches, HeldOut(batches))
 
     def _record(self, event: str, step: int, **fields: Any) -> None:
         told = {"event": event, "step": step, **fields}

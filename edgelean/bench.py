@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgelean.board import Board, Precision
+from edgelean.board import Board, Precision, load_board
 from edgelean.control import UNITS, Observed
 from edgelean.errors import InputError
 from edgelean.exporter.fp16 import to_fp16
+from edgelean.exporter.int8 import roughly_quantised
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import check_recording, recording_of
+from edgelean.exporter.targets import graph_target
 from edgelean.nn import check_poles
 from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
@@ -174,9 +176,17 @@ class Bench:
             why = None if self._parts is None else self._parts.untraceable()
             self._files["fp32"] = export_onnx(self.model, self.batch, place, metadata={}, untraceable=why)
         if precision not in self._files:
-            self._files[precision] = self._folder / f"candidate.{precision}.onnx"
-            to_fp16(self._files["fp32"], self._files[precision])
+            self._files[precision] = self._lowered(self._files["fp32"], precision)
         return self._files[precision]
+
+    def _lowered(self, file: Path, precision: Precision) -> Path:
+        """Return a candidate in a lower precision, good enough to be timed."""
+        out = file.with_name(f"candidate.{precision}.onnx")
+        if precision == "int8":
+            target = graph_target(precision, load_board(self.profile.board).kind)
+            return roughly_quantised(file, out, target, tuple(self._feeds().values()))
+        to_fp16(file, out)
+        return out
 
     def _feeds(self) -> Feeds:
         names = ["input", *(f"input_{i}" for i in range(1, len(self.batch)))]

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 _EXACT, _HALF = "_exact", "_half"
 
 
-def open_as_written(path: Path) -> Any:
-    """Return a session of onnxruntime, on one thread of the processor, that rounds every value as a file says.
+def open_as_written(path: Path, threads: int) -> Any:
+    """Return a session of onnxruntime on the processor that rounds every value as a file says.
 
     What is accumulated within one operator stays FP32, as in the tensor cores of a GPU. Whatever onnxruntime raises is
     let through, also for what is no ONNX file.
+
+    Parameters
+    ----------
+    threads
+        0 for as many as there are processors.
     """
     import onnx
     import onnxruntime
@@ -29,7 +34,7 @@ def open_as_written(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong comes as an exception; its log would be in the live display
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     source: Any = path
     try:
         proto = onnx.load(path)

@@ -164,7 +164,7 @@ def outputs_of(path: Path, batches: Sequence[Sequence[Array]]) -> Array:
         onnxruntime does not run it.
     """
     try:
-        session = open_as_written(path)
+        session = open_as_written(path, threads=1)
         names = [entry.name for entry in session.get_inputs()]
         parts = [session.run(None, dict(zip(names, batch, strict=True)))[0] for batch in batches]
     except Exception as error:  # onnxruntime's kinds share no base class that it exports
