@@ -14,6 +14,7 @@ import torch
 from edgelean.control import UNITS
 from edgelean.job import Job
 from edgelean.loop import ClosedLoop
+from edgelean.lowering import Tail
 from edgelean.recipe import Recipe
 from edgelean.resume import pack, pack_loop, unpack, unpack_loop
 from edgelean.sensors.carbon import TrainingEnergy
@@ -66,6 +67,8 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
 
     def after_epoch(epoch: int, step: int, loss: float, metric: float) -> None:
         run.record("epoch", step, epoch=epoch, loss=loss, metric=metric, metric_name=session.recipe.metric_name())
+        with stopwatch.phase("evaluating"):
+            tail.look(step, run.record)
         keep(step, epoch)
 
     loop.record = run.record
@@ -79,9 +82,11 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
     else:
         keep(0, 0)
         loop.record_beginning()
+    tail = Tail.of(session, loop.bench, loop.around.board, run.events())
     with stopwatch.phase("training"), _energy_of(LEAN, run):
-        train(session, lambda step, loss: loop.after_step(step), after_epoch, first)
+        train(session, lambda step, loss: loop.after_step(step), after_epoch, first, tail.computing)
     loop.close()
+    loop.bench.notes += tail.words()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
 from edgelean.exporter.graphs import Graphs, Samples, lowered, lowered_steps
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import recording_of
-from edgelean.exporter.search import HeldOut
 from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_name
 from edgelean.exporter.targets import PRECISIONS, ExportTarget, graph_target, graph_targets, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
@@ -30,7 +29,6 @@ from edgelean.loop import ClosedLoop
 from edgelean.reading import Reading
 from edgelean.recipe import Metric
 from edgelean.report.model import BundleFile, FormFigures, Verdict
-from edgelean.shrink.recent import MOST_ELEMENTS, MOST_SAMPLES
 from edgelean.stopwatch import Stopwatch
 from edgelean.training.trainer import Session, batches
 from edgelean.verifier import ArtifactCheck, Evidence, verify
@@ -40,9 +38,6 @@ PACKAGES = ("torch", "onnx", "onnxruntime")
 
 WHOLE = "model.onnx"
 """The file in FP32, from which the others are made."""
-
-MOST_HELD_OUT = 2048
-"""Validation samples at most by which a lower precision is judged."""
 
 NO_ENGINE = EngineNote(False, "", "", "the profile asks for no TensorRT engine", 0.0, 0)
 
@@ -109,32 +104,6 @@ def evidence(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], metric: M
         metric=lambda found, wanted: float(metric(torch.from_numpy(found), torch.from_numpy(wanted))),
         metric_name=metric_name,
     )
-
-
-def samples_of(session: Session) -> Samples:
-    """Return what lower precisions of a trained model are made with: training inputs, and the validation split."""
-    recipe = session.recipe
-    with torch.random.fork_rng():
-        torch.manual_seed(session.seed)  # a training loader shuffles, and equal runs have to see equal samples
-        seen = first_samples(batches(session.loaders.train, session.device, recipe.name), MOST_SAMPLES)
-    pairs = first_samples(batches(session.loaders.validation, session.device, recipe.name), MOST_HELD_OUT)
-    held = evidence(session.model, pairs, recipe.metric_function(), recipe.metric_name())
-    calibration = [(x.cpu().numpy(),) for x, _ in seen]
-    return Samples(calibration, HeldOut(list(held.batches), lambda found: held.metric(found, held.targets)))
-
-
-def first_samples(pairs: Iterable[tuple[Tensor, Tensor]], most: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the first so many samples as batches, or as many as have `MOST_ELEMENTS` elements; one in any case."""
-    taken: list[tuple[Tensor, Tensor]] = []
-    left = most
-    for x, y in pairs:
-        left = min(left, MOST_ELEMENTS // max(1, x[:1].numel()) - sum(len(each) for each, _ in taken))
-        count = min(len(x), left) if taken else max(1, min(len(x), left))
-        if count <= 0:
-            break
-        taken.append((x[:count], y[:count]))
-        left -= count
-    return taken
 
 
 def deliver(

@@ -12,9 +12,10 @@ from torch import nn
 from edgelean.assemble import Materials, assemble
 from edgelean.bench import Bench
 from edgelean.chapters import LEAN, begin, train_full_size, train_lean
-from edgelean.delivery import Label, deliver, evidence_of, samples_of
+from edgelean.delivery import Label, deliver, evidence_of
 from edgelean.job import Job, ask, asked_before, new_folder
 from edgelean.loop import ClosedLoop
+from edgelean.lowering import samples_of
 from edgelean.profile import Profile
 from edgelean.recipe import Recipe
 from edgelean.report import write_report

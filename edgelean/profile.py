@@ -237,6 +237,13 @@ class AccuracySettings(Frozen):
     cut_tolerance: FiniteFloat = knob(
         0.03, "drop of the metric", "A cut whose drop after recovery is larger is rolled back.", gt=0, le=1
     )
+    int8_tail: FiniteFloat = knob(
+        0.2,
+        "share of the training steps",
+        "If INT8 is exported and rounding after the training would lose too much, this last part of it rounds as well.",
+        ge=0,
+        le=1,
+    )
 
 
 class MeasuringSettings(Frozen):

@@ -142,13 +142,28 @@ def quantised(
     with tempfile.TemporaryDirectory() as scratch:
         press = _Press(path, scheme_of(target), calibration, Path(scratch))
         judge = Judge(path, held_out or HeldOut(calibration), target.tolerances)
-        losses = {name: judge.loss(press.pressed(name, ())) for name in CALIBRATORS}
-        best = min(losses, key=lambda name: (losses[name].drop, losses[name].mean))
+        best, whole = _best(press, judge)
         kept, loss = spared(press.names, lambda spare: press.pressed(best, spare), judge)
         layers = tuple(press.layer(name) for name in kept)
         _written(press.pressed(best, kept), press.source, out, best, layers)
-    notes = _told(out.name, best, len(press.names), layers, losses[best], loss)
+    notes = _told(out.name, best, len(press.names), layers, whole, loss)
     return Quantised(out, best, len(press.names), layers, loss, notes)
+
+
+def int8_loss(
+    path: Path | str, target: ExportTarget, calibration: Sequence[Sequence[Array]], held_out: HeldOut
+) -> Loss:
+    """Return what an FP32 file would lose with every operator in INT8 that can be; no file is kept. See `quantised`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        press = _Press(Path(path), scheme_of(target), calibration, Path(scratch))
+        return _best(press, Judge(Path(path), held_out, target.tolerances))[1]
+
+
+def _best(press: _Press, judge: Judge) -> tuple[str, Loss]:
+    """Return the calibrator that loses least with every operator in INT8, and what it loses."""
+    losses = {name: judge.loss(press.pressed(name, ())) for name in CALIBRATORS}
+    best = min(losses, key=lambda name: (losses[name].drop, losses[name].mean))
+    return best, losses[best]
 
 
 def roughly_quantised(path: Path | str, out: Path | str, target: ExportTarget, batch: Sequence[Array]) -> Path:

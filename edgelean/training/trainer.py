@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -182,11 +183,18 @@ def batches(loader: DataLoader[Any], device: torch.device, recipe: str) -> Itera
         yield item[0].to(device), item[1].to(device)
 
 
+Computing = Callable[[], AbstractContextManager[Any]]
 AfterStep = Callable[[int, float], None]
 AfterEpoch = Callable[[int, int, float, float], None]
 
 
-def train(session: Session, after_step: AfterStep, after_epoch: AfterEpoch, first_epoch: int = 0) -> None:
+def train(
+    session: Session,
+    after_step: AfterStep,
+    after_epoch: AfterEpoch,
+    first_epoch: int = 0,
+    computing: Computing = nullcontext,
+) -> None:
     """Train a model.
 
     Every epoch starts its random numbers from the seed and its own number, so a resumed training sees the same
@@ -200,6 +208,8 @@ def train(session: Session, after_step: AfterStep, after_epoch: AfterEpoch, firs
         Called with the number of epochs done, of steps done, the mean loss and the validation metric.
     first_epoch
         Epochs that are done already.
+    computing
+        Gives the context in which the model and the loss are computed, for every step.
 
     Raises
     ------
@@ -212,7 +222,7 @@ def train(session: Session, after_step: AfterStep, after_epoch: AfterEpoch, firs
         session.model.train()
         total = 0.0
         for x, y in batches(session.loaders.train, session.device, session.recipe.name):
-            loss = train_step(session, x, y)
+            loss = train_step(session, x, y, computing)
             step += 1
             if not math.isfinite(loss):
                 raise DivergenceError(
@@ -224,10 +234,11 @@ def train(session: Session, after_step: AfterStep, after_epoch: AfterEpoch, firs
         after_epoch(epoch + 1, step, total / session.steps_per_epoch, evaluate(session, session.loaders.validation))
 
 
-def train_step(session: Session, x: Tensor, y: Tensor) -> float:
+def train_step(session: Session, x: Tensor, y: Tensor, computing: Computing = nullcontext) -> float:
     """Do one step of the optimizer and the schedule; return the loss."""
     session.optimizer.zero_grad(set_to_none=True)
-    loss = session.recipe.loss(session.model(x), y)
+    with computing():
+        loss = session.recipe.loss(session.model(x), y)
     loss.backward()  # type: ignore[no-untyped-call]  # torch has not typed it
     session.optimizer.step()
     session.schedule.step()
