@@ -99,7 +99,7 @@ def assemble(made: Materials) -> Report:
         engine=delivery.engine,
         bundle=delivery.bundle,
         notes=_notes(delivery.reading),
-        caveats=tuple(dict.fromkeys((*made.loop.bench.notes, *delivery.notes))),
+        caveats=tuple(dict.fromkeys((*made.loop.bench.notes, *_choices(events), *delivery.notes))),
         environment=_environment(delivery.reading),
         refused=_refused(made.loop),
         references=REFERENCES + (BALANCING if states else ()),
@@ -109,6 +109,11 @@ def assemble(made: Materials) -> Report:
         form=delivery.form,
         forms=delivery.forms,
     )
+
+
+def _choices(events: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Return when and why a precision was chosen, where the profile leaves that to the run."""
+    return (f"At step {event['step']} {event['text']}." for event in events if event["event"] == "precision")
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:

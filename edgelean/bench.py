@@ -32,7 +32,7 @@ from edgelean.shrink.plan import Plan
 from edgelean.shrink.protect import protected
 from edgelean.shrink.prove import Proof, prove
 from edgelean.stopwatch import Stopwatch
-from edgelean.target import Candidate, Target, thorough
+from edgelean.target import Candidate, Target, in_precision, thorough
 from edgelean.target.candidate import Feeds
 from edgelean.target.onnx_graph import operators_of
 
@@ -93,6 +93,11 @@ class Bench:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.look()
         self.notes: tuple[str, ...] = () if self._parts is None else (self._parts.words(),)
+
+    def compute_in(self, precision: Precision) -> None:
+        """Let everything that is read or predicted from now on be of another precision."""
+        self.profile = self.profile.model_copy(update={"precision": precision})
+        self.target = in_precision(self.target, precision)
 
     def look(self) -> None:
         """Take the model apart as it is now; the first time, prove which axes can be cut."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -19,7 +21,7 @@ from edgelean.board import Precision
 from edgelean.errors import InputError
 from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
 from edgelean.exporter.graphs import Graphs, Samples, lowered, lowered_steps
-from edgelean.exporter.onnx import export_onnx
+from edgelean.exporter.onnx import OPSET, export_onnx
 from edgelean.exporter.recorded import recording_of
 from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_name
 from edgelean.exporter.targets import PRECISIONS, ExportTarget, graph_target, graph_targets, load_target
@@ -70,10 +72,11 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Label:
-    """What the bundle says about itself: a title, and the names of the classes."""
+    """What the bundle says about itself: a title, the names of the classes, and what is done to raw samples."""
 
     title: str
     classes: tuple[str, ...]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evidence_of(session: Session) -> Evidence:
@@ -120,43 +123,96 @@ def deliver(
     folder
         The bundle's place.
     """
-    bench = loop.bench
-    targets = [load_target(name) for name in bench.profile.targets]
+    bench, targets = loop.bench, _targets(loop)
     with tempfile.TemporaryDirectory() as scratch:
         with stopwatch.phase("exporting"):
             steps, exported, notes = _export(loop, targets, samples, label, Path(scratch))
             engine, engine_files = _engines(targets, exported, Path(scratch), bench.profile.batch)
         with stopwatch.phase("verifying"):
-            # An engine is as good as the file that it is built from: that one is verified and shipped in any case.
-            kinds = product(exported.items(), graph_targets(targets))
-            told = [
-                (files[kind.graph], kind, evidence, form if steps else None)
-                for (form, files), kind in kinds
-                if kind.graph in files
-            ]
-            checks = tuple(verify(*each) for each in told)
+            checked, fallen = _settled(loop, _verified(targets, exported, evidence, steps))
+        checks = tuple(check for _, check in checked)
         recording = recording_of(exported["sequence"][WHOLE])
-        notes += (f"The model is exported {recording}",) if recording else ()
+        notes += (*((f"The model is exported {recording}",) if recording else ()), *fallen)
         reading = bench.read_files(_by_precision(loop, exported["sequence"]))
         verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
         forms = () if steps is None else _compared(bench, steps, _by_precision(loop, exported["step"]), reading, checks)
-        shipped = [file for file, *_ in told]
         facts = BundleFacts(
             title=label.title,
             batch=bench.profile.batch,
             checks=[vars(check) for check in checks],
             verdicts=[vars(verdict) for verdict in verdicts],
-            versions={"edgelean": edgelean.__version__, **{name: version(name) for name in PACKAGES}},
+            versions=_versions(),
             labels=label.classes,
             notes=[engine.text, *notes],
             form=_chosen(forms),
             forms=[vars(form) for form in forms],
             stream=None if steps is None else _stream(steps),
         )
-        write_bundle(folder, [*shipped, *engine_files], facts)
+        write_bundle(folder, [*(file for file, _ in checked), *engine_files], facts)
     files = check_bundle(folder)["files"]
     bundle = tuple(BundleFile(name, entry["bytes"], entry["sha256"]) for name, entry in files.items())
     return Delivery(reading, verdicts, checks, engine, bundle, notes, _chosen(forms), forms)
+
+
+def _targets(loop: ClosedLoop) -> list[ExportTarget]:
+    """Return what is exported: what the profile names, and the precision that the run has chosen."""
+    profile = loop.bench.profile
+    named = [load_target(name) for name in profile.targets]
+    chosen = [graph_target(profile.precision, loop.around.board.kind)] if loop.progress.precision is not None else []
+    return [*named, *(target for target in chosen if target not in named)]
+
+
+def _verified(
+    targets: Sequence[ExportTarget], exported: Mapping[Form, Graphs], evidence: Evidence, steps: Steps | None
+) -> list[tuple[Path, ArtifactCheck]]:
+    """Return the files that are shipped, each with what the verifier found.
+
+    An engine is as good as the file that it is built from: that one is verified and shipped in any case.
+    """
+    kinds = product(exported.items(), graph_targets(targets))
+    told = [(files[kind.graph], kind, form) for (form, files), kind in kinds if kind.graph in files]
+    return [(file, verify(file, kind, evidence, form if steps else None)) for file, kind, form in told]
+
+
+def _settled(
+    loop: ClosedLoop, checked: list[tuple[Path, ArtifactCheck]]
+) -> tuple[list[tuple[Path, ArtifactCheck]], tuple[str, ...]]:
+    """Return what is shipped and why, where the run has chosen a precision: one whose file failed is given up.
+
+    A file in it that the profile does not ask for is left out. The verdicts are then on the next higher precision.
+    """
+    bench, kind = loop.bench, loop.around.board.kind
+    passed = {check.file: check.passed for _, check in checked}
+    chosen = graph_target(bench.profile.precision, kind)
+    if loop.progress.precision is None or passed.get(chosen.graph, True):
+        return checked, ()
+    higher = PRECISIONS[: PRECISIONS.index(chosen.precision)]
+    left = next((each for each in reversed(higher) if passed.get(graph_target(each, kind).graph)), PRECISIONS[0])
+    loop.compute_in(left)
+    asked = {load_target(name).graph for name in bench.profile.targets}
+    kept = [(file, check) for file, check in checked if check.passed or check.file in asked]
+    return kept, (f"{chosen.graph} failed its check, so the verdicts are on {left} and not on {chosen.precision}.",)
+
+
+def _versions() -> dict[str, str]:
+    return {"edgelean": edgelean.__version__, **{name: version(name) for name in PACKAGES}}
+
+
+def _metadata(loop: ClosedLoop, label: Label) -> dict[str, str]:
+    """Return what the files say about themselves; nothing of it differs between two equal runs."""
+    sizes = {name: axis.size for name, axis in sorted(loop.bench.anatomy.axes.items())}
+    told = {
+        "title": label.title,
+        "labels": ",".join(label.classes),
+        "preprocessing": json.dumps(dict(label.preprocessing), sort_keys=True) if label.preprocessing else "",
+        "board": loop.around.board.name,
+        "profile": loop.bench.profile.name,
+        "provenance": str(loop.full_size.latency.provenance),
+        "opset": str(OPSET),
+        "structure_sha256": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
+        "versions": json.dumps(_versions(), sort_keys=True),
+    }
+    return {"edgelean.version": edgelean.__version__, **{f"edgelean.{key}": text for key, text in told.items() if text}}
 
 
 def _export(
@@ -170,9 +226,7 @@ def _export(
     kept in a higher precision.
     """
     bench = loop.bench
-    metadata = {"edgelean.version": edgelean.__version__, "edgelean.title": label.title}
-    if label.classes:
-        metadata["edgelean.labels"] = ",".join(label.classes)
+    metadata = _metadata(loop, label)
     needed = graph_targets(
         [load_target("onnx-fp32"), *targets, graph_target(bench.profile.precision, loop.around.board.kind)]
     )

@@ -59,20 +59,12 @@ def _arrays(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Sequence[Any]]:
     return [(x.cpu().numpy(),) for x, _ in pairs]
 
 
-def int8_targets(names: Iterable[str], board: Board) -> tuple[ExportTarget, ...]:
-    """Return the targets in INT8 among those that a profile names, one for each graph."""
-    wanted = graph_targets(load_target(name) for name in names)
-    return tuple(target for target in wanted if target.precision == "int8")
-
-
 @dataclass
 class Tail:
     """The last part of a training, done with rounding to INT8 where rounding afterwards would cost too much.
 
     Attributes
     ----------
-    targets
-        The INT8 files that the profile asks for; without any nothing is done.
     on
         Whether the training is in the tail and rounds; None before that was decided.
     before
@@ -81,22 +73,25 @@ class Tail:
 
     session: Session
     bench: Bench
-    targets: tuple[ExportTarget, ...]
+    board: Board
     on: bool | None = None
     before: Loss | None = None
 
     @classmethod
     def of(cls, session: Session, bench: Bench, board: Board, events: Iterable[Mapping[str, Any]]) -> Tail:
         """Return the tail of a training, as far as the events of a resumed run tell of it."""
-        precision = bench.profile.precision
-        asked = int8_targets(bench.profile.targets, board)
-        if precision == "int8":
-            asked = (*asked, graph_target(precision, board.kind))
-        tail = cls(session, bench, graph_targets(asked))
+        tail = cls(session, bench, board)
         for event in events:
             if event["event"] == ROUNDING:
                 tail.on, tail.before = event["on"], Loss(**event["loss"])
         return tail
+
+    @property
+    def targets(self) -> tuple[ExportTarget, ...]:
+        """The INT8 files that are exported, as far as it is known; without any nothing is done."""
+        profile = self.bench.profile
+        wanted = graph_targets([*map(load_target, profile.targets), graph_target(profile.precision, self.board.kind)])
+        return tuple(target for target in wanted if target.precision == "int8")
 
     def computing(self) -> AbstractContextManager[Any]:
         """Return the context of a step of the training."""
@@ -110,13 +105,9 @@ class Tail:
             return
         target, self.before = self.worst()
         self.on = self.before.share_of(target.tolerances) > AIM
-        record(ROUNDING, step, on=self.on, file=target.graph, loss=vars(self.before))
-        if self.on:
-            text = (
-                f"with every operator in INT8 {target.graph} would lose {self.before.drop:.4f} of the metric: the rest "
-                "of the training rounds to INT8"
-            )
-            record("note", step, text=text)
+        then = "the rest of the training rounds to INT8" if self.on else "the training need not round"
+        text = f"with every operator in INT8 {target.graph} would lose {self.before.drop:.4f} of the metric: {then}"
+        record(ROUNDING, step, on=self.on, file=target.graph, loss=vars(self.before), text=text)
 
     def worst(self) -> tuple[ExportTarget, Loss]:
         """Return the INT8 file of the present model that loses most with every operator in INT8, and what it loses."""

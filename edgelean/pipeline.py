@@ -27,7 +27,7 @@ from edgelean.surroundings import Surroundings
 from edgelean.target import open_target
 from edgelean.training.checkpoint import load_newest
 from edgelean.training.run import OnEvent, Run
-from edgelean.training.trainer import evaluate, prepare
+from edgelean.training.trainer import evaluate, mean_loss, prepare
 
 
 def fit(
@@ -92,7 +92,14 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
     stopwatch = Stopwatch()
     session = prepare(job.recipe, job.seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     example = next(iter(session.loaders.validation))[0].to(session.device)
-    around = Surroundings(job.board, session.steps, lambda: evaluate(session, session.loaders.validation), stopwatch)
+    held = session.loaders.validation
+    around = Surroundings(
+        job.board,
+        session.steps,
+        lambda: evaluate(session, held),
+        stopwatch,
+        loss=lambda: mean_loss(session, held),
+    )
     with closing(open_target(job.target, job.profile, job.board)) as target:
         bench = Bench(session.model, (example,), job.profile, target, stopwatch, job.recipe.protect)
         loop = ClosedLoop(bench, session.optimizer, around)
@@ -102,7 +109,7 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
             begin(here, job, session, loop)
         train_lean(session, loop, here, stopwatch)
         twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
-        label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
+        label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels, job.recipe.preprocessing)
         proof, samples = evidence_of(session), samples_of(session)
         delivery = deliver(loop, proof, samples, label, here.folder / "bundle", stopwatch)
     report = assemble(Materials(job, session, loop, twin, delivery, here, stopwatch))

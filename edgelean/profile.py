@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -262,7 +262,12 @@ class Profile(Frozen):
     name: str
     title: str = ""
     board: str = knob(..., "", "The hardware: a board of the shelf, or a file beside the profile.")
-    precision: Precision = knob(..., "", "What the model computes with on the board.")
+    precision: Precision = knob(..., "", 'What the model computes with on the board; "auto" leaves that to the run.')
+    precisions: tuple[Precision, ...] = knob(
+        (),
+        "",
+        "What the run may choose from before its first cut, from the highest precision to the lowest; empty for one.",
+    )
     batch: PositiveInt = knob(..., "samples", "Samples per call; the latency is that of a whole batch.")
     targets: tuple[str, ...] = knob(..., "", "What is exported.", min_length=1)
     budgets: Budgets
@@ -280,6 +285,15 @@ class Profile(Frozen):
         "Carbon intensity of that electricity where it is known; world mean (475) by default.",
         ge=0,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opens_the_choice(cls, written: Any) -> Any:
+        """Read ``precision = "auto"`` as a choice from all precisions, which starts in the highest."""
+        if isinstance(written, dict) and written.get("precision") == "auto":
+            among = written.get("precisions") or get_args(Precision)
+            return {**written, "precision": among[0], "precisions": among}
+        return written
 
     @field_validator("country")
     @classmethod

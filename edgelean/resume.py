@@ -88,6 +88,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
         "best": progress.guard.best,
         "spectra": progress.spectra,
         "banned": progress.banned,
+        "precision": progress.precision,
         "active": loop.scores.active,
         "pending": None,
     }
@@ -114,6 +115,8 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
     progress.guard = replace(progress.guard, best=values["best"])
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}
     progress.banned = dict(values["banned"])
+    if values["precision"] is not None:
+        loop.compute_in(values["precision"])
     loop.scores.active = loop.recent.active = values["active"]
     progress.done = values["done"]
     loop.recent.batches = _batches(checkpoint.part("recent/"), loop.bench.batch[0].device)

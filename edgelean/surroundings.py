@@ -35,6 +35,8 @@ class Surroundings:
         judged by it.
     model
         The model as the training calls it, where that is not the network itself: for several processes, or compiled.
+    loss
+        Gives the mean loss on the validation data; None if there is none, and then the run cannot choose a precision.
     followers
         What is cut along, beside the optimizer of the loop.
     """
@@ -45,3 +47,4 @@ class Surroundings:
     stopwatch: Stopwatch
     model: nn.Module | None = None
     followers: tuple[Follower, ...] = ()
+    loss: Callable[[], float] | None = None

@@ -33,6 +33,6 @@ def data():
 
 
 recipe = Recipe(
-    name="uneven", model=Uneven, data=data, loss=nn.functional.cross_entropy, epochs=20, batch_size=32, learning_rate=1e-2,
-    weight_decay=0.0,
+    name="uneven", model=Uneven, data=data, loss=nn.functional.cross_entropy, epochs=20, batch_size=32,
+    learning_rate=1e-2, weight_decay=0.0,
 )  # fmt: skip

@@ -262,3 +262,18 @@ def evaluate(session: Session, loader: DataLoader[Any]) -> float:
     output, target = predictions(session.model, loader, session.device, session.recipe.name)
     metric = session.recipe.metric_function()
     return call_users(lambda: float(metric(output, target)), f"recipe {session.recipe.name!r}: the metric fails")
+
+
+def mean_loss(session: Session, loader: DataLoader[Any]) -> float:
+    """Return the mean loss per sample on a split, in evaluation mode; the mode is put back."""
+    training = session.model.training
+    session.model.eval()
+    total, count = 0.0, 0
+    try:
+        with torch.no_grad():
+            for x, y in batches(loader, session.device, session.recipe.name):
+                total += len(x) * float(session.recipe.loss(session.model(x), y))
+                count += len(x)
+    finally:
+        session.model.train(training)
+    return total / max(count, 1)
