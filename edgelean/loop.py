@@ -43,7 +43,6 @@ OBSERVE_EVERY = 10
 """The scores are collected every so many steps, or twice between two cuts if those are closer: often enough to settle,
 rare enough to cost little."""
 
-
 FEWEST_FOR_MEANS = 32
 """Samples from which means of what a layer reads are taken."""
 
@@ -154,7 +153,6 @@ class ClosedLoop:
         self.progress.reading, start = best.reading, self.bench.observed(best.reading)
         self.progress.controller = control.init(self.bench.profile.control, self.limits, start, self.around.steps)
         self.record("precision", step, **told)
-        self.record_reading(step)
 
     # -- one event -----------------------------------------------------------------------------------------------------
 
