@@ -326,8 +326,8 @@ def _in_precision(files: Mapping[Precision, Path], precision: Precision, place: 
         return scratch / "half.onnx"
     if precision == "int8":
         raise InputError(
-            f"{path}: is {found.upper()}, and INT8 is to be measured, whose ranges come from data: name the folder of a "
-            "run that exported INT8, or a profile in another precision"
+            f"{path}: is {found.upper()}, and INT8 is to be measured, whose ranges come from data: name the folder "
+            "of a run that exported INT8, or a profile in another precision"
         )
     if place.provenance is Provenance.TRANSFERRED:
         raise InputError(
