@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -21,7 +19,7 @@ from edgelean.board import Precision
 from edgelean.errors import InputError
 from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
 from edgelean.exporter.graphs import Graphs, Samples, lowered, lowered_steps
-from edgelean.exporter.onnx import OPSET, export_onnx
+from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import recording_of
 from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_name
 from edgelean.exporter.targets import PRECISIONS, ExportTarget, graph_target, graph_targets, load_target
@@ -72,11 +70,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Label:
-    """What the bundle says about itself: a title, the names of the classes, and what is done to raw samples."""
+    """What the bundle says about itself: a title, and the names of the classes."""
 
     title: str
     classes: tuple[str, ...]
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evidence_of(session: Session) -> Evidence:
@@ -141,7 +138,7 @@ def deliver(
             batch=bench.profile.batch,
             checks=[vars(check) for check in checks],
             verdicts=[vars(verdict) for verdict in verdicts],
-            versions=_versions(),
+            versions={"edgelean": edgelean.__version__, **{name: version(name) for name in PACKAGES}},
             labels=label.classes,
             notes=[engine.text, *notes],
             form=_chosen(forms),
@@ -194,27 +191,6 @@ def _settled(
     return kept, (f"{chosen.graph} failed its check, so the verdicts are on {left} and not on {chosen.precision}.",)
 
 
-def _versions() -> dict[str, str]:
-    return {"edgelean": edgelean.__version__, **{name: version(name) for name in PACKAGES}}
-
-
-def _metadata(loop: ClosedLoop, label: Label) -> dict[str, str]:
-    """Return what the files say about themselves; nothing of it differs between two equal runs."""
-    sizes = {name: axis.size for name, axis in sorted(loop.bench.anatomy.axes.items())}
-    told = {
-        "title": label.title,
-        "labels": ",".join(label.classes),
-        "preprocessing": json.dumps(dict(label.preprocessing), sort_keys=True) if label.preprocessing else "",
-        "board": loop.around.board.name,
-        "profile": loop.bench.profile.name,
-        "provenance": str(loop.full_size.latency.provenance),
-        "opset": str(OPSET),
-        "structure_sha256": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
-        "versions": json.dumps(_versions(), sort_keys=True),
-    }
-    return {"edgelean.version": edgelean.__version__, **{f"edgelean.{key}": text for key, text in told.items() if text}}
-
-
 def _export(
     loop: ClosedLoop, targets: Sequence[ExportTarget], samples: Samples, label: Label, scratch: Path
 ) -> tuple[Steps | None, dict[Form, Graphs], tuple[str, ...]]:
@@ -226,7 +202,9 @@ def _export(
     kept in a higher precision.
     """
     bench = loop.bench
-    metadata = _metadata(loop, label)
+    metadata = {"edgelean.version": edgelean.__version__, "edgelean.title": label.title}
+    if label.classes:
+        metadata["edgelean.labels"] = ",".join(label.classes)
     needed = graph_targets(
         [load_target("onnx-fp32"), *targets, graph_target(bench.profile.precision, loop.around.board.kind)]
     )

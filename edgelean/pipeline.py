@@ -109,7 +109,7 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
             begin(here, job, session, loop)
         train_lean(session, loop, here, stopwatch)
         twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
-        label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels, job.recipe.preprocessing)
+        label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
         proof, samples = evidence_of(session), samples_of(session)
         delivery = deliver(loop, proof, samples, label, here.folder / "bundle", stopwatch)
     report = assemble(Materials(job, session, loop, twin, delivery, here, stopwatch))

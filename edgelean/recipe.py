@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,9 +65,6 @@ class Recipe:
         more training.
     labels
         Names of the classes, for the runner that ships with the model.
-    preprocessing
-        What is done to a raw sample before the model sees it, in words or numbers, such as ``{"divide_by": 255}``; told
-        in the metadata of the exported files.
     protect
         Paths of modules that keep their size, such as ``"head"`` or ``"layers.*.attn"``, with all that is below them.
     """
@@ -84,7 +81,6 @@ class Recipe:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     compare: bool = False
     labels: tuple[str, ...] = ()
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     protect: Sequence[str] = ()
 
     def metric_name(self) -> str:

@@ -26,9 +26,9 @@ def fit(recipe, out, **changes):
 
 @pytest.fixture(scope="module")
 def auto(tmp_path_factory):
-    """A run that chooses, its folder and its events; no precision is enough without cuts."""
+    """A run that chooses, its folder and its events; no precision is enough without a cut."""
     folder, events = tmp_path_factory.mktemp("auto") / "run", []
-    fit("tiny_recipe.py", folder, latency="22%", profile={"precision": "auto"}, on_event=events.append)
+    fit("tiny_recipe.py", folder, latency="10%", profile={"precision": "auto"}, on_event=events.append)
     return folder, events
 
 
@@ -59,7 +59,7 @@ def test_an_interrupted_run_keeps_the_precision_that_it_chose(auto, tmp_path):
     folder, events = auto
 
     def again(out, on_event):
-        fit("tiny_recipe.py", out, latency="22%", profile={"precision": "auto"}, on_event=on_event)
+        fit("tiny_recipe.py", out, latency="10%", profile={"precision": "auto"}, on_event=on_event)
 
     edgelean_resume(again, folder, events, tmp_path / "run")
 

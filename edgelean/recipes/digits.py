@@ -69,5 +69,4 @@ recipe = Recipe(
     weight_decay=1e-2,
     compare=True,
     labels=tuple("0123456789"),
-    preprocessing={"layout": "NCHW", "size": [1, 8, 8], "divide_by": 16},
 )
