@@ -192,7 +192,7 @@ class Mismatched(nn.Module):
 
 REFUSALS = [
     (Unreadable, ["numpy", "test_exporter.py:", "use the function of torch", "would not depend on input"]),
-    (Eigenvalues, ["operator aten.linalg_eig"]),
+    (Eigenvalues, ["operator aten.linalg_eig of the layer 1 (Eigenvalues)", "replace it"]),
     (FixedBatch, ["one batch size only", "x.shape[0]"]),
     (Mismatched, ["RuntimeError", "test_exporter.py:"]),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 import edgelean
 from edgelean.choosing import Option, chosen
+from edgelean.delivery import _settled
 from edgelean.errors import InputError
 from edgelean.exporter import export_onnx, load_target
 from edgelean.exporter.int8 import quantised
@@ -136,6 +138,28 @@ def test_a_loop_of_ones_own_is_told_to_give_a_precision():
         edgelean.attach(
             model, torch.optim.SGD(model.parameters(), 0.1), torch.randn(8, 4), profile, steps=10, target="modelled"
         )
+
+
+@pytest.mark.parametrize("asked", [[], ["onnx-int8"]])
+def test_a_chosen_precision_whose_file_failed_is_given_up_for_the_next_higher_one(asked):
+    checked = [
+        (Path(file), SimpleNamespace(file=file, passed=passed))
+        for file, passed in (("model.onnx", True), ("model.fp16.onnx", True), ("model.int8.onnx", False))
+    ]
+    switched = []
+    profile = SimpleNamespace(precision="int8", targets=["onnx-fp32", *asked])
+    loop = SimpleNamespace(
+        bench=SimpleNamespace(profile=profile),
+        around=SimpleNamespace(board=SimpleNamespace(kind="cpu")),
+        progress=SimpleNamespace(precision="int8"),
+        compute_in=switched.append,
+    )
+    kept, notes = _settled(loop, checked)
+    assert switched == ["fp16"]
+    assert [file.name for file, _ in kept] == ["model.onnx", "model.fp16.onnx", *(["model.int8.onnx"] if asked else [])]
+    assert "model.int8.onnx failed its check, so the verdicts are on fp16" in notes[0]
+    loop.progress.precision = None
+    assert _settled(loop, checked) == (checked, ())
 
 
 # -- the tail of a training --------------------------------------------------------------------------------------------
