@@ -112,7 +112,7 @@ def assemble(made: Materials) -> Report:
         engine=delivery.engine,
         bundle=delivery.bundle,
         notes=_notes(delivery.reading),
-        caveats=tuple(dict.fromkeys((*made.loop.bench.notes, *history.notes, *delivery.notes))),
+        caveats=tuple(dict.fromkeys((*made.loop.bench.notes, *history.notes, *_choices(events), *delivery.notes))),
         environment=_environment(delivery.reading),
         refused=_refused(made.loop),
         references=REFERENCES + (BALANCING if states else ()),
@@ -129,6 +129,11 @@ def _timing(made: Materials) -> dict[str, float]:
     known = made.stopwatch.seconds()
     lost_s = made.run.seconds() - sum(known.values())
     return known | {"lost to interruptions": lost_s} if made.run.part and lost_s > 0 else known
+
+
+def _choices(events: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Return when and why a precision was chosen, where the profile leaves that to the run."""
+    return (f"At step {event['step']} {event['text']}." for event in events if event["event"] == "precision")
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:

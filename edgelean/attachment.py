@@ -15,6 +15,8 @@ from edgelean.bench import Bench
 from edgelean.board import load_board
 from edgelean.delivery import Delivery, Label, Sample, deliver, evidence
 from edgelean.errors import InputError
+from edgelean.exporter.graphs import Samples
+from edgelean.exporter.search import HeldOut
 from edgelean.job import About
 from edgelean.loop import ClosedLoop
 from edgelean.notebook import Notebook, check_folder
@@ -194,12 +196,18 @@ class Attached:
 
         def delivered() -> tuple[Delivery, Report | None]:
             found = evidence(bench.model, batches, metric, getattr(metric, "__name__", "metric"))
-            delivery = deliver(self._loop, found, label, place, self._stopwatch)
+            delivery = deliver(self._loop, found, self._samples(), label, place, self._stopwatch)
             return delivery, self._notebook.conclude(self._loop, found, delivery)
 
         with closing(bench.target), eagerly(self._loop.model):
             delivery, self.report = self._loop.ranks.first(delivered)
         return delivery
+
+    def _samples(self) -> Samples:
+        """Return the last inputs of the training, by which lower precisions are made and judged alike."""
+        seen = self._loop.recent.inputs() or self._loop.bench.batch
+        batches = [tuple(x.cpu().numpy() for x in seen)]
+        return Samples(batches, HeldOut(batches))
 
 
 def attach(

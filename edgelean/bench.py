@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgelean.board import Board, Precision
+from edgelean.board import Board, Precision, load_board
 from edgelean.control import UNITS, Observed
 from edgelean.errors import InputError
 from edgelean.exporter.fp16 import to_fp16
+from edgelean.exporter.int8 import roughly_quantised
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import check_recording, recording_of
+from edgelean.exporter.targets import graph_target
 from edgelean.nn import check_poles
 from edgelean.profile import Profile
 from edgelean.reading import Figure, Reading
@@ -30,7 +32,7 @@ from edgelean.shrink.plan import Plan
 from edgelean.shrink.protect import protected
 from edgelean.shrink.prove import Proof, prove
 from edgelean.stopwatch import Stopwatch
-from edgelean.target import Candidate, Target, thorough
+from edgelean.target import Candidate, Target, in_precision, thorough
 from edgelean.target.candidate import Feeds
 from edgelean.target.onnx_graph import operators_of
 
@@ -91,6 +93,11 @@ class Bench:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.look()
         self.notes: tuple[str, ...] = () if self._parts is None else (self._parts.words(),)
+
+    def compute_in(self, precision: Precision) -> None:
+        """Let everything that is read or predicted from now on be of another precision."""
+        self.profile = self.profile.model_copy(update={"precision": precision})
+        self.target = in_precision(self.target, precision)
 
     def look(self) -> None:
         """Take the model apart as it is now; the first time, prove which axes can be cut."""
@@ -174,9 +181,17 @@ class Bench:
             why = None if self._parts is None else self._parts.untraceable()
             self._files["fp32"] = export_onnx(self.model, self.batch, place, metadata={}, untraceable=why)
         if precision not in self._files:
-            self._files[precision] = self._folder / f"candidate.{precision}.onnx"
-            to_fp16(self._files["fp32"], self._files[precision])
+            self._files[precision] = self._lowered(self._files["fp32"], precision)
         return self._files[precision]
+
+    def _lowered(self, file: Path, precision: Precision) -> Path:
+        """Return a candidate in a lower precision, good enough to be timed."""
+        out = file.with_name(f"candidate.{precision}.onnx")
+        if precision == "int8":
+            target = graph_target(precision, load_board(self.profile.board).kind)
+            return roughly_quantised(file, out, target, tuple(self._feeds().values()))
+        to_fp16(file, out)
+        return out
 
     def _feeds(self) -> Feeds:
         names = ["input", *(f"input_{i}" for i in range(1, len(self.batch)))]

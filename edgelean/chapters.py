@@ -16,6 +16,7 @@ from edgelean.control import UNITS
 from edgelean.errors import DivergenceError, EdgeleanError, InputError
 from edgelean.job import About, Job
 from edgelean.loop import ClosedLoop
+from edgelean.lowering import Tail
 from edgelean.recipe import Recipe
 from edgelean.resume import pack, pack_loop, unpack, unpack_loop
 from edgelean.sensors.carbon import TrainingCost, TrainingEnergy
@@ -139,13 +140,17 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
 
     def after_epoch(epoch: int, step: int, loss: float, metric: float) -> None:
         run.record("epoch", step, epoch=epoch, loss=loss, metric=metric, metric_name=session.recipe.metric_name())
+        with stopwatch.phase("evaluating"):
+            tail.look(step, run.record)
 
     keep = Keeper(run.folder / CHECKPOINTS / LEAN, packed, run.flush)
     if place == BEGINNING:
         keep(place)
+    tail = Tail.of(session, loop.bench, loop.around.board, run.events())
     with stopwatch.phase("training"), account:
-        train(session, lambda step, loss: loop.after_step(step), after_epoch, keep, place)
+        train(session, lambda step, loss: loop.after_step(step), after_epoch, keep, place, tail.computing)
     loop.close()
+    loop.bench.notes += tail.words()
 
 
 @dataclass(frozen=True)

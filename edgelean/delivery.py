@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
@@ -18,11 +18,11 @@ from edgelean.bench import Bench
 from edgelean.board import Precision
 from edgelean.errors import InputError
 from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
-from edgelean.exporter.fp16 import products_to_fp16, to_fp16
+from edgelean.exporter.graphs import Graphs, Samples, lowered, lowered_steps
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import recording_of
 from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_name
-from edgelean.exporter.targets import ExportTarget, load_target
+from edgelean.exporter.targets import PRECISIONS, ExportTarget, graph_target, graph_targets, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
 from edgelean.judging import judge, values_of
 from edgelean.loop import ClosedLoop
@@ -36,6 +36,9 @@ from edgelean.verifier import ArtifactCheck, Evidence, verify
 
 PACKAGES = ("torch", "onnx", "onnxruntime")
 """What made the files of a bundle, besides edgelean."""
+
+WHOLE = "model.onnx"
+"""The file in FP32, from which the others are made."""
 
 NO_ENGINE = EngineNote(False, "", "", "the profile asks for no TensorRT engine", 0.0, 0)
 
@@ -111,35 +114,33 @@ def evidence(model: nn.Module, pairs: Iterable[tuple[Sample, Tensor]], metric: M
     )
 
 
-def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, stopwatch: Stopwatch) -> Delivery:
+def deliver(
+    loop: ClosedLoop, evidence: Evidence, samples: Samples, label: Label, folder: Path, stopwatch: Stopwatch
+) -> Delivery:
     """Export, verify, judge and bundle the model that a loop has steered.
 
     Parameters
     ----------
+    samples
+        What lower precisions are made with.
     evidence
         What the trained model says about the test split.
     folder
         The bundle's place.
     """
-    bench = loop.bench
-    targets = [load_target(name) for name in bench.profile.targets]
+    bench, targets = loop.bench, _targets(loop)
     with tempfile.TemporaryDirectory() as scratch:
         with stopwatch.phase("exporting"):
-            steps, exported, notes = _export(bench, targets, label, Path(scratch))
+            steps, exported, notes = _export(loop, targets, samples, label, Path(scratch))
             engine, engine_files = _engines(targets, exported, Path(scratch), bench.profile.batch)
         with stopwatch.phase("verifying"):
-            # An engine is as good as the file that it is built from: that one is verified and shipped in any case.
-            precisions = sorted({target.precision for target in targets}, reverse=True)
-            wanted = [load_target(f"onnx-{precision}") for precision in precisions]
-            kinds = product(exported.items(), wanted)
-            told = [(files[kind.precision], kind, evidence, form if steps else None) for (form, files), kind in kinds]
-            checks = tuple(verify(*each) for each in told)
-        recording = recording_of(exported["sequence"]["fp32"])
-        notes += (f"The model is exported {recording}",) if recording else ()
-        reading = bench.read_files(exported["sequence"])
+            checked, fallen = _settled(loop, _verified(targets, exported, evidence, steps))
+        checks = tuple(check for _, check in checked)
+        recording = recording_of(exported["sequence"][WHOLE])
+        notes += (*((f"The model is exported {recording}",) if recording else ()), *fallen)
+        reading = bench.read_files(_by_precision(loop, exported["sequence"]))
         verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
-        forms = () if steps is None else _compared(bench, steps, exported["step"], reading, checks)
-        shipped = [file for file, *_ in told]
+        forms = () if steps is None else _compared(bench, steps, _by_precision(loop, exported["step"]), reading, checks)
         facts = BundleFacts(
             title=label.title,
             batch=bench.profile.batch,
@@ -152,26 +153,70 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             forms=[vars(form) for form in forms],
             stream=None if steps is None else _stream(steps),
         )
-        write_bundle(folder, [*shipped, *engine_files], facts)
+        write_bundle(folder, [*(file for file, _ in checked), *engine_files], facts)
     files = check_bundle(folder)["files"]
     bundle = tuple(BundleFile(name, entry["bytes"], entry["sha256"]) for name, entry in files.items())
     return Delivery(reading, verdicts, checks, engine, bundle, notes, _chosen(forms), forms)
 
 
+def _targets(loop: ClosedLoop) -> list[ExportTarget]:
+    """Return what is exported: what the profile names, and the precision that the run has chosen."""
+    profile = loop.bench.profile
+    named = [load_target(name) for name in profile.targets]
+    chosen = [graph_target(profile.precision, loop.around.board.kind)] if loop.progress.precision is not None else []
+    return [*named, *(target for target in chosen if target not in named)]
+
+
+def _verified(
+    targets: Sequence[ExportTarget], exported: Mapping[Form, Graphs], evidence: Evidence, steps: Steps | None
+) -> list[tuple[Path, ArtifactCheck]]:
+    """Return the files that are shipped, each with what the verifier found.
+
+    An engine is as good as the file that it is built from: that one is verified and shipped in any case.
+    """
+    kinds = product(exported.items(), graph_targets(targets))
+    told = [(files[kind.graph], kind, form) for (form, files), kind in kinds if kind.graph in files]
+    return [(file, verify(file, kind, evidence, form if steps else None)) for file, kind, form in told]
+
+
+def _settled(
+    loop: ClosedLoop, checked: list[tuple[Path, ArtifactCheck]]
+) -> tuple[list[tuple[Path, ArtifactCheck]], tuple[str, ...]]:
+    """Return what is shipped and why, where the run has chosen a precision: one whose file failed is given up.
+
+    A file in it that the profile does not ask for is left out. The verdicts are then on the next higher precision.
+    """
+    bench, kind = loop.bench, loop.around.board.kind
+    passed = {check.file: check.passed for _, check in checked}
+    chosen = graph_target(bench.profile.precision, kind)
+    if loop.progress.precision is None or passed.get(chosen.graph, True):
+        return checked, ()
+    higher = PRECISIONS[: PRECISIONS.index(chosen.precision)]
+    left = next((each for each in reversed(higher) if passed.get(graph_target(each, kind).graph)), PRECISIONS[0])
+    loop.compute_in(left)
+    asked = {load_target(name).graph for name in bench.profile.targets}
+    kept = [(file, check) for file, check in checked if check.passed or check.file in asked]
+    return kept, (f"{chosen.graph} failed its check, so the verdicts are on {left} and not on {chosen.precision}.",)
+
+
 def _export(
-    bench: Bench, targets: Sequence[ExportTarget], label: Label, scratch: Path
-) -> tuple[Steps | None, dict[Form, dict[Precision, Path]], tuple[str, ...]]:
-    """Write an ONNX file per form and per precision that a target or the board needs: FP32, and FP16 made from it.
+    loop: ClosedLoop, targets: Sequence[ExportTarget], samples: Samples, label: Label, scratch: Path
+) -> tuple[Steps | None, dict[Form, Graphs], tuple[str, ...]]:
+    """Write an ONNX file per form and per graph that a target or the board needs: FP32, and the others made from it.
 
     Returns
     -------
-    The step form where there is one, the files, and a note where the model's ``step`` cannot be used.
+    The step form where there is one, the files, and notes: where the model's ``step`` cannot be used, and what was
+    kept in a higher precision.
     """
+    bench = loop.bench
     metadata = {"edgelean.version": edgelean.__version__, "edgelean.title": label.title}
     if label.classes:
         metadata["edgelean.labels"] = ",".join(label.classes)
-    half = "fp16" in {bench.profile.precision, *(target.precision for target in targets)}
-    whole, part = scratch / "model.onnx", scratch / step_name("model.onnx")
+    needed = graph_targets(
+        [load_target("onnx-fp32"), *targets, graph_target(bench.profile.precision, loop.around.board.kind)]
+    )
+    whole, part = scratch / WHOLE, scratch / step_name(WHOLE)
     steps: Steps | None = None
     notes: tuple[str, ...] = ()
     try:
@@ -182,29 +227,31 @@ def _export(
         steps, notes = None, (f"There is no step form for streams: {error}.",)
     told = {} if steps is None else steps.metadata("sequence")
     export_onnx(bench.model, bench.batch, whole, metadata=metadata | told)
-    exported: dict[Form, dict[Precision, Path]] = {"sequence": _precisions(whole, half, to_fp16)}
+    files, remarks = lowered(whole, needed, samples)
+    exported: dict[Form, Graphs] = {"sequence": files}
+    notes += remarks
     if steps is not None:
-        exported["step"] = _precisions(part, half, products_to_fp16)
+        exported["step"], remarks = lowered_steps(part, needed)
+        notes += remarks
     return steps, exported, notes
 
 
-def _precisions(file: Path, half: bool, convert: Callable[[Path, Path], object]) -> dict[Precision, Path]:
-    files: dict[Precision, Path] = {"fp32": file}
-    if half:
-        files["fp16"] = file.with_suffix(".fp16.onnx")
-        convert(file, files["fp16"])
-    return files
+def _by_precision(loop: ClosedLoop, files: Graphs) -> dict[Precision, Path]:
+    """Return the files that the board of a loop would run, by their precision."""
+    kind = loop.around.board.kind
+    targets = [graph_target(precision, kind) for precision in PRECISIONS]
+    return {target.precision: files[target.graph] for target in targets if target.graph in files}
 
 
 def _engines(
-    targets: Sequence[ExportTarget], exported: Mapping[Form, Mapping[Precision, Path]], scratch: Path, batch: int
+    targets: Sequence[ExportTarget], exported: Mapping[Form, Graphs], scratch: Path, batch: int
 ) -> tuple[EngineNote, list[Path]]:
     files: list[Path] = []
     notes = []
     for target, (form, onnx) in product(targets, exported.items()):
-        if target.format == "tensorrt":
+        if target.format == "tensorrt" and target.graph in onnx:
             place = scratch / (step_name(target.file) if form == "step" else target.file)
-            note = build_engine(onnx[target.precision], place, batch)
+            note = build_engine(onnx[target.graph], place, batch)
             notes.append(note)
             files.extend([place, side_car(place)] if note.built else [])
     if not notes:

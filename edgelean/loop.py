@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from edgelean import control
-from edgelean.bench import Bench, limits_of, refuse_the_unreachable
+from edgelean.bench import Bench, limits_of
+from edgelean.board import Precision
+from edgelean.choosing import choose, in_any_precision, refuse_in_all_precisions
 from edgelean.errors import DeviceError, LawError
 from edgelean.progress import Pending, Progress
 from edgelean.reading import Reading, incomparable
@@ -31,6 +33,7 @@ from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.spectra import Looks, Rule, allowed, attempts, orders
 from edgelean.surgery import Operation, Patient, Repair, balance, guilty, operate
 from edgelean.surroundings import Record, Surroundings
+from edgelean.training.rounded import computing_in
 
 PATIENCE = 3
 """So often a metric that neither came back after a cut nor climbs is looked at again before the cut is taken back: with
@@ -39,7 +42,6 @@ a high learning rate, or batch statistics that lag behind, the metric of a healt
 OBSERVE_EVERY = 10
 """The scores are collected every so many steps, or twice between two cuts if those are closer: often enough to settle,
 rare enough to cost little."""
-
 
 FEWEST_FOR_MEANS = 32
 """Samples from which means of what a layer reads are taken."""
@@ -88,7 +90,7 @@ class ClosedLoop:
         self.full_size = around.full_size or self.ranks.first(bench.read)
         self.limits = limits_of(bench.profile, self.full_size)
         start = bench.observed(self.full_size)
-        refuse_the_unreachable(bench, self._floor, self.limits, start)
+        refuse_in_all_precisions(bench, around, self._floor, self.limits, start)
         state = control.init(bench.profile.control, self.limits, start, around.steps)
         guard = control.Guard(bench.profile.accuracy.cut_tolerance)
         self.progress = Progress(state, self.full_size, guard)
@@ -131,9 +133,32 @@ class ClosedLoop:
         self.scores.release()
         self.recent.release()
 
+    def compute_in(self, precision: Precision) -> None:
+        """Read, predict, validate and cut from now on as suits a precision."""
+        self.bench.compute_in(precision)
+        self.progress.precision = precision
+        self._width = self.bench.step_width(self.around.board)
+        self._floor = max(self.bench.profile.control.floor, self._width)
+
+    def _choose_precision(self, step: int) -> None:
+        """Take the precision in which the budgets cost the fewest nats: those of the cuts, and of the rounding."""
+        turned = balance(self._patient, self.recent.inputs())
+
+        def enter(precision: Precision) -> list[control.Choice]:
+            self.compute_in(precision)
+            return self._choices(turned, 1.0)[1]
+
+        best, told = choose(self.bench, self.around, self.limits, enter)
+        self.compute_in(best.precision)
+        self.progress.reading, start = best.reading, self.bench.observed(best.reading)
+        self.progress.controller = control.init(self.bench.profile.control, self.limits, start, self.around.steps)
+        self.record("precision", step, **told)
+
     # -- one event -----------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> None:
+        if len(self.bench.profile.precisions) > 1 and self.progress.precision is None:
+            self._choose_precision(step)
         metric = self._validated()
         if (metric is None and self.around.validate is not None) or self._recovering(step, metric):
             return
@@ -163,7 +188,7 @@ class ClosedLoop:
 
     def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
         turned = balance(self._patient, self.recent.inputs())
-        order, choices = self._choices(turned)
+        order, choices = self._choices(turned, self.bench.profile.control.largest_axis_cut)
         allocation = control.allocate(choices, self.bench.cost, demand.targets)
         mine = make_plan(self.bench.anatomy, allocation.keep, order, allocation.nats)
         plan = Plan.from_json(self.ranks.same(mine.to_json()))
@@ -219,9 +244,11 @@ class ClosedLoop:
             plan=plan.to_json(),
         )
 
-    def _choices(self, turned: Mapping[str, Balanced]) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
-        """Return in which order the units of each axis go, and what the allocator may choose from."""
-        most, axes = self.bench.profile.control.largest_axis_cut, self.bench.anatomy.axes
+    def _choices(
+        self, turned: Mapping[str, Balanced], most: float
+    ) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
+        """Return in which order units of each axis go, and what the allocator may take: at most this share of each."""
+        axes = self.bench.anatomy.axes
         said = {name: self.scores.removal_prices(axis, self.bench.model) for name, axis in axes.items()}
         known = {name: each for name, each in said.items() if each is not None}
         known |= priced(turned, known)
@@ -306,7 +333,9 @@ class ClosedLoop:
 
     def _read(self) -> Reading:
         reading = self.ranks.first(self.bench.read_artifact if self.progress.confirmed else self.bench.read)
-        why = incomparable(self.full_size, reading)
+        # The full-size model is read before a precision is chosen.
+        before = self.full_size if self.progress.precision is None else in_any_precision(self.full_size)
+        why = incomparable(before, reading)
         if why:
             raise DeviceError(f"the readings of this run can no longer be compared: {why}. Set it back, then resume")
         return reading
@@ -332,7 +361,7 @@ class ClosedLoop:
     def _validated(self) -> float | None:
         if self.around.validate is None:
             return None
-        with self.around.stopwatch.phase("evaluating"):
+        with self.around.stopwatch.phase("evaluating"), computing_in(self.bench.profile.precision):
             return self.ranks.same(self.around.validate())
 
     # -- scores and reach ----------------------------------------------------------------------------------------------

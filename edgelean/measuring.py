@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgelean.board import Board, Precision, load_board
 from edgelean.errors import DeviceError, InputError, MissingError
 from edgelean.exporter.bundle import MANIFEST, check_bundle
+from edgelean.exporter.targets import graph_target
 from edgelean.judging import judge
 from edgelean.profile import Budgets, Profile, load_profile
 from edgelean.reading import Figure, Provenance, Reading
@@ -21,7 +22,7 @@ from edgelean.sensors.identify import THIS_MACHINE
 from edgelean.target import THOROUGH, Candidate, Target, open_target
 from edgelean.target.latency import percentile_interval
 from edgelean.target.onnx_graph import operators_of
-from edgelean.target.onnx_inputs import feeds_from, fix_shapes, is_half, random_feeds, read_model
+from edgelean.target.onnx_inputs import feeds_from, fix_shapes, precision_of, random_feeds, read_model
 from edgelean.target.runtime import EagerTorch
 from edgelean.training.run import Run
 
@@ -160,15 +161,15 @@ def measure_file(path: Path, profile: str | Path | Profile | None, wishes: Wishe
     if wishes.runtime == "torch":
         raise InputError(f"--runtime torch: {path} is no PyTorch model: use edgelean.measure(model, ...) in Python")
     full_size: Mapping[str, float] = {}
-    if path.is_dir():
-        files = _bundled(path)
-        if profile is None:
-            profile, full_size = _profile_of_run(path), _full_size(path)
-    else:
-        model = read_model(path)
-        files = {"fp16" if is_half(model) else "fp32": path}
+    if path.is_dir() and profile is None:
+        profile, full_size = _profile_of_run(path), _full_size(path)
     wanted = _wanted(profile, wishes)
-    model = read_model(files.get(wanted.precision) or next(iter(files.values())))
+    files = _bundled(path, load_board(wanted.board)) if path.is_dir() else {precision_of(read_model(path)): path}
+    if profile is None and "int8" in files and len(files) == 1:
+        wanted = wanted.model_copy(update={"precision": "int8"})
+    # What an INT8 file costs is predicted from the graph that it was made from.
+    like = "fp32" if wanted.precision == "int8" else wanted.precision
+    model = read_model(files.get(like) or next(iter(files.values())))
     if wishes.inputs is not None:
         feeds = feeds_from(wishes.inputs, model, wanted.batch)
     else:
@@ -278,14 +279,18 @@ def _wanted(profile: str | Path | Profile | None, wishes: Wishes) -> Profile:
     return found.with_budgets(wishes.latency, wishes.energy)
 
 
-def _bundled(folder: Path) -> dict[Precision, Path]:
+def _bundled(folder: Path, board: Board) -> dict[Precision, Path]:
     """Return the ONNX files of a run, or of a bundle, by their precision; their hashes were compared.
+
+    Of two files in INT8 the one for the board.
 
     Of a model with two forms those of the whole sequence: the budgets are about an inference, and a step is none.
     """
     for bundle in (folder / "bundle", folder):
         if (bundle / MANIFEST).is_file():
             checks = [check for check in check_bundle(bundle)["checks"] if check["form"] != "step"]
+            for_board = graph_target("int8", board.kind).graph
+            checks.sort(key=lambda check: check["file"] == for_board)
             return {check["precision"]: bundle / check["file"] for check in checks}
     raise MissingError(f"{folder}: holds no bundle: name the folder of a run that ended, or an ONNX file")
 
@@ -294,7 +299,10 @@ def _profile_of_run(folder: Path) -> Profile | None:
     """Return the profile with the budgets that a run had; None for a bundle alone."""
     if not (folder / "run.json").is_file():
         return None
-    return Profile.model_validate(Run.open(folder).asked()["profile"])
+    run = Run.open(folder)
+    profile = Profile.model_validate(run.asked()["profile"])
+    chosen = [event["precision"] for event in run.events() if event["event"] == "precision"]
+    return profile.model_copy(update={"precision": chosen[-1]}) if chosen else profile
 
 
 def _full_size(folder: Path) -> dict[str, float]:
@@ -316,6 +324,11 @@ def _in_precision(files: Mapping[Precision, Path], precision: Precision, place: 
 
         to_fp16(path, scratch / "half.onnx")
         return scratch / "half.onnx"
+    if precision == "int8":
+        raise InputError(
+            f"{path}: is {found.upper()}, and INT8 is to be measured, whose ranges come from data: name the folder "
+            "of a run that exported INT8, or a profile in another precision"
+        )
     if place.provenance is Provenance.TRANSFERRED:
         raise InputError(
             f"{path}: is {found.upper()}, and this machine computes {precision.upper()}, so what it takes here says "

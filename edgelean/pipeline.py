@@ -17,6 +17,7 @@ from edgelean.delivery import Label, deliver, evidence_of
 from edgelean.errors import InputError
 from edgelean.job import Job, ask, asked_before, new_folder
 from edgelean.loop import ClosedLoop
+from edgelean.lowering import samples_of
 from edgelean.profile import Profile
 from edgelean.recipe import Recipe
 from edgelean.report.model import Report
@@ -28,7 +29,7 @@ from edgelean.surroundings import Surroundings
 from edgelean.target import open_target
 from edgelean.training.checkpoint import Found, load_newest
 from edgelean.training.run import OnEvent, Run
-from edgelean.training.trainer import BEGINNING, Session, evaluate, prepare
+from edgelean.training.trainer import BEGINNING, Session, evaluate, mean_loss, prepare
 
 
 def fit(
@@ -117,11 +118,13 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
     found = None if earlier is None else found_in(earlier)
     session = prepare(job.recipe, job.seed, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     example = next(iter(session.loaders.validation))[0].to(session.device)
+    held = session.loaders.validation
     around = Surroundings(
         job.board,
         session.steps,
-        lambda: evaluate(session, session.loaders.validation),
+        lambda: evaluate(session, held),
         stopwatch,
+        loss=lambda: mean_loss(session, held),
         full_size=None if found is None else full_size_of(found.checkpoint),
     )
     with closing(open_target(job.target, job.profile, job.board)) as target:
@@ -147,5 +150,5 @@ def _worked_through(
     twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
     label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
     evidence = evidence_of(session)
-    delivery = deliver(loop, evidence, label, here.folder / "bundle", stopwatch)
+    delivery = deliver(loop, evidence, samples_of(session), label, here.folder / "bundle", stopwatch)
     return conclude(Materials(about, evidence.metric_of_model(), loop, twin, delivery, here, stopwatch))

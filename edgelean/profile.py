@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     Field,
@@ -244,6 +244,13 @@ class AccuracySettings(Frozen):
     cut_tolerance: FiniteFloat = knob(
         0.03, "drop of the metric", "A cut whose drop after recovery is larger is rolled back.", gt=0, le=1
     )
+    int8_tail: FiniteFloat = knob(
+        0.2,
+        "share of the training steps",
+        "If INT8 is exported and rounding after the training would lose too much, this last part of it rounds as well.",
+        ge=0,
+        le=1,
+    )
 
 
 class MeasuringSettings(Frozen):
@@ -262,7 +269,12 @@ class Profile(Frozen):
     name: str
     title: str = ""
     board: str = knob(..., "", "The hardware: a board of the shelf, or a file beside the profile.")
-    precision: Precision = knob(..., "", "What the model computes with on the board.")
+    precision: Precision = knob(..., "", 'What the model computes with on the board; "auto" leaves that to the run.')
+    precisions: tuple[Precision, ...] = knob(
+        (),
+        "",
+        "What the run may choose from before its first cut, from the highest precision to the lowest; empty for one.",
+    )
     batch: PositiveInt = knob(..., "samples", "Samples per call; the latency is that of a whole batch.")
     targets: tuple[str, ...] = knob(..., "", "What is exported.", min_length=1)
     budgets: Budgets
@@ -280,6 +292,15 @@ class Profile(Frozen):
         "Carbon intensity of that electricity where it is known; world mean (475) by default.",
         ge=0,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opens_the_choice(cls, written: Any) -> Any:
+        """Read ``precision = "auto"`` as a choice from all precisions, which starts in the highest."""
+        if isinstance(written, dict) and written.get("precision") == "auto":
+            among = written.get("precisions") or get_args(Precision)
+            return {**written, "precision": among[0], "precisions": among}
+        return written
 
     @field_validator("country")
     @classmethod

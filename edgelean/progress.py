@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from edgelean import control
+from edgelean.board import Precision
 from edgelean.reading import Reading
 from edgelean.shrink.cut import Contents, Held
 
@@ -59,6 +60,8 @@ class Progress:
         Whether every budget is met for good: nothing is left to do until the training ends.
     spectra
         Scores of every axis just before its first cut.
+    precision
+        What the run has chosen to compute in; None before, and where there is nothing to choose.
     banned
         Axes that are left alone, and why: their cut broke the law, or the network did not recover from it.
     """
@@ -74,3 +77,4 @@ class Progress:
     done: bool = False
     spectra: dict[str, tuple[float, ...]] = field(default_factory=dict)
     banned: dict[str, str] = field(default_factory=dict)
+    precision: Precision | None = None

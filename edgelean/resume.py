@@ -119,6 +119,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
         "since": progress.guard.since,
         "spectra": progress.spectra,
         "banned": progress.banned,
+        "precision": progress.precision,
         "active": loop.scores.active,
         "full_size": loop.full_size.to_json(),
         "reading": progress.reading.to_json(),
@@ -152,6 +153,8 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
     progress.guard = replace(progress.guard, best=values["best"], since=values["since"])
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}
     progress.banned = dict(values["banned"])
+    if values["precision"] is not None:
+        loop.compute_in(values["precision"])
     loop.scores.active = loop.recent.active = values["active"]
     progress.done = values["done"]
     loop.recent.batches = _batches(checkpoint.part("recent/"), loop.bench.batch[0].device)

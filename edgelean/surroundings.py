@@ -37,6 +37,8 @@ class Surroundings:
         yet, and the next cut waits.
     model
         The model as the training calls it, where that is not the network itself: for several processes, or compiled.
+    loss
+        Gives the mean loss on the validation data; None if there is none, and then the run cannot choose a precision.
     followers
         What is cut along, beside the optimizer of the loop.
     full_size
@@ -51,3 +53,4 @@ class Surroundings:
     model: nn.Module | None = None
     followers: tuple[Follower, ...] = ()
     full_size: Reading | None = None
+    loss: Callable[[], float] | None = None

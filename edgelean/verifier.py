@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelean.errors import InputError, VerificationError
+from edgelean.exporter.rounding import open_as_written
 from edgelean.exporter.steps import ANSWERS_KEY, LENGTH_KEY, Form
 from edgelean.exporter.targets import ExportTarget, Tolerances
 
@@ -305,12 +306,8 @@ def _run(path: Path, batches: Iterable[Sequence[Array]], call: Call) -> tuple[Ar
 
 
 def _open(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong comes as an exception; its log would be in the live display
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return open_as_written(path, threads=0)
     except Exception as error:  # onnxruntime's kinds share no base class that it exports
         raise _UnusableError(f"onnxruntime cannot open it: {_first_line(error)}") from error
 

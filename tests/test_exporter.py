@@ -192,7 +192,7 @@ class Mismatched(nn.Module):
 
 REFUSALS = [
     (Unreadable, ["numpy", "test_exporter.py:", "use the function of torch", "would not depend on input"]),
-    (Eigenvalues, ["operator aten.linalg_eig"]),
+    (Eigenvalues, ["operator aten.linalg_eig of the layer 1 (Eigenvalues)", "replace it"]),
     (FixedBatch, ["one batch size only", "x.shape[0]"]),
     (Mismatched, ["RuntimeError", "test_exporter.py:"]),
 ]
@@ -333,9 +333,11 @@ def test_a_conversion_that_mixes_types_is_refused(tmp_path):
 
 def test_every_export_target_of_the_shelf_is_read():
     targets = {name: load_target(name) for name in target_names()}
-    assert set(targets) == {"onnx-fp32", "onnx-fp16", "tensorrt-fp32", "tensorrt-fp16"}
+    assert set(targets) == {f"{form}-{kind}" for form in ("onnx", "tensorrt") for kind in ("fp32", "fp16", "int8")}
     assert all(name == f"{target.format}-{target.precision}" for name, target in targets.items())
     assert len({target.file for target in targets.values()}) == len(targets)
+    assert all(target.graph == target.file for target in targets.values() if target.format == "onnx")
+    assert targets["tensorrt-int8"].graph != targets["onnx-int8"].graph
     assert targets["onnx-fp32"].tolerances.rel_l2 < targets["onnx-fp16"].tolerances.rel_l2
 
 
@@ -354,7 +356,8 @@ def test_an_unknown_export_target_comes_with_the_nearest_names():
     ],
 )
 def test_a_malformed_export_target_names_the_file_and_the_key(line, complaint, tmp_path):
-    shipped = {"title": '"t"', "format": '"onnx"', "precision": '"fp32"', "opset": "18", "file": '"m.onnx"'}
+    shipped = {"title": '"t"', "format": '"onnx"', "precision": '"fp32"', "opset": "18"}
+    shipped |= {"file": '"m.onnx"', "graph": '"m.onnx"'}
     key, value = line.split(" = ")
     lines = [f"{name} = {text}" for name, text in (shipped | {key: value}).items()]
     tolerances = ["[tolerances]", "rel_l2 = 1e-5", "agreement = 1.0", "near_tie = 0.0", "metric_drop = 0.0"]

@@ -117,6 +117,7 @@ def test_probe_turns_durations_into_rates(monkeypatch):
     monkeypatch.setattr(probe_module, "estimate_power", lambda: PowerEstimate(7.0, "a guess of a test"))
     probed = probe_this_machine(root=Path("/nowhere"))
     assert probed.compute.fp32_tflops.value == pytest.approx(2 * 384**3 / 1e-3 / 1e12)
+    assert probed.compute.int8_tops.value == pytest.approx(2 * 384**3 / 1e-3 / 1e12)
     assert probed.memory.bandwidth_gb_s.value == pytest.approx(3 * 4 * 2**22 / 1e-3 / 1e9)
     assert probed.launch.overhead_us.value == pytest.approx(1000 / 16)
     assert (probed.power.idle_w.value, probed.power.max_w.value) == (7.0, 7.0)

@@ -138,6 +138,8 @@ _LINES: Mapping[str, Callable[[Event], str]] = {
     "spectrum": _spectrum_line,
     "wait": lambda event: str(event["reason"]),
     "note": lambda event: str(event["text"]),
+    "precision": lambda event: str(event["text"]),
+    "rounding": lambda event: str(event["text"]),
     "checkpoint": lambda event: str(event["path"]),
     "verdict": _verdict_line,
     "end": _end_line,

@@ -217,6 +217,8 @@ _CHANGES: Mapping[str, Callable[[Scene, Event], dict[str, Any]]] = {
     "verdict": _on_verdict,
     "wait": lambda _, event: {"news": f"waiting: {event['reason']}"},
     "note": lambda _, event: {"news": event["text"]},
+    "precision": lambda _, event: {"news": event["text"]},
+    "rounding": lambda _, event: {"news": event["text"]},
     "checkpoint": lambda _, event: {"news": f"checkpoint: {event['path']}"},
     "end": lambda _, event: {"news": f"ended after {numbers.duration(event['seconds'])}"},
 }

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from edgelean.exporter.casts import without_detours
 from edgelean.exporter.onnx import PRECISION_KEY, write_onnx
+from edgelean.exporter.packages import tools_of_onnxruntime
+from edgelean.exporter.search import HeldOut, Judge, Loss, spared
+from edgelean.exporter.targets import ExportTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +30,52 @@ _HALF = "_half"
 _RECURRENCES = ("Scan", "Loop", "If")
 
 
-def to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Halved:
+    """An FP16 file, and what it loses.
+
+    Attributes
+    ----------
+    kept
+        Operators that stayed in FP32 because of what they do to the outputs, the most sensitive first.
+    loss
+        Against the FP32 file, on the held-out samples.
+    notes
+        For the report, in sentences; empty where everything could be halved.
+    """
+
+    path: Path
+    kept: tuple[str, ...]
+    loss: Loss
+    notes: tuple[str, ...]
+
+
+def halved(path: Path | str, out: Path | str, target: ExportTarget, held_out: HeldOut) -> Halved:
+    """Write the FP32 file ``path`` as an FP16 file ``out``; what loses too much in FP16 stays in FP32.
+
+    Operators are tried one by one where more than half of a tolerance of the target is used up on the held-out
+    samples. See `to_fp16` for what stays in FP32 in any case, and for what is raised.
+    """
+    import onnx
+
+    path, out = Path(path), Path(out)
+    names = [node.name for node in onnx.load(path).graph.node if node.name and node.op_type not in _RECURRENCES]
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def make(spare: Collection[str]) -> Path:
+            to_fp16(path, file := Path(scratch) / "half.onnx", spare)
+            return file
+
+        kept, loss = spared(names, make, Judge(path, held_out, target.tolerances))
+    to_fp16(path, out, kept)
+    told = (
+        f"{out.name}: {len(kept)} of {len(names)} operators stay in FP32, {', '.join(kept)}: in FP16 they would have "
+        f"cost more than the tolerances allow; now the outputs are off by {loss.worst:.2g} of their norm at most.",
+    )
+    return Halved(out, kept, loss, told if kept else ())
+
+
+def to_fp16(path: Path | str, out: Path | str, spare: Collection[str] = ()) -> tuple[str, ...]:
     """Write the FP32 file ``path`` as an FP16 file ``out``; inputs and outputs stay FP32.
 
     Parameters
@@ -33,6 +84,8 @@ def to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
         An ONNX file in FP32.
     out
         The file to write; its metadata are those of ``path``, with the precision changed.
+    spare
+        Names of operators that stay in FP32.
 
     Returns
     -------
@@ -50,7 +103,8 @@ def to_fp16(path: Path | str, out: Path | str) -> tuple[str, ...]:
 
     convert, without_half = _converter()
     source = onnx.load(path)
-    half = ir.from_proto(convert(source, keep_io_types=True, op_block_list=[*without_half, *_RECURRENCES]))
+    blocked: dict[str, Any] = {"op_block_list": [*without_half, *_RECURRENCES], "node_block_list": list(spare)}
+    half = ir.from_proto(without_detours(convert(source, keep_io_types=True, **blocked)))
     half.graph.sort()  # the converter appends its casts at the end, and ONNX wants every value before it is read
     proto = ir.to_proto(half)
     return _written(proto, source, Path(out))
@@ -122,11 +176,8 @@ def _written(proto: ModelProto, source: ModelProto, out: Path) -> tuple[str, ...
 
 def _converter() -> tuple[Callable[..., ModelProto], list[str]]:
     """Return onnxruntime's converter and the operators that it knows to have no FP16 form."""
-    before = list(sys.path)
-    try:
+    with tools_of_onnxruntime():
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-    finally:
-        sys.path[:] = before  # importing onnxruntime.transformers puts its own folder on the path of everybody
     return convert_float_to_float16, DEFAULT_OP_BLOCK_LIST
 
 

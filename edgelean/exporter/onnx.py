@@ -174,8 +174,24 @@ def _untranslated(error: BaseException) -> str:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
     if operator := re.search(r"OpOverload\(op='([\w.]+)'", str(causes[-1])):
-        return f"ONNX has nothing that computes the operator {operator[1]}; replace it in the forward by others"
+        where = next(filter(None, map(_layer_of, causes)), "")
+        return f"ONNX has nothing that computes the operator {operator[1]}{where}; replace it in the forward by others"
     return _sentence(reason_of(error))
+
+
+def _layer_of(error: BaseException) -> str:
+    """Return in which module the operator is that torch was translating when it failed; empty if it does not tell."""
+    import torch
+
+    trace = error.__traceback__
+    while trace is not None:
+        node = trace.tb_frame.f_locals.get("node")
+        if isinstance(node, torch.fx.Node) and (stack := node.meta.get("nn_module_stack")):
+            path, kind = list(stack.values())[-1]
+            name = kind if isinstance(kind, str) else kind.__qualname__
+            return f" of the layer {path or 'of the model itself'} ({name.rpartition('.')[-1]})"
+        trace = trace.tb_next
+    return ""
 
 
 def _sentence(reason: Reason) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
+from edgelean.board import Precision
 from edgelean.board.document import Frozen, document_names, find_document, read_document
 from edgelean.shelf import shelf
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_FILE = r"^\w[\w.-]*\.\w+$"
 
 
 class Tolerances(Frozen):
@@ -42,22 +47,42 @@ class ExportTarget(Frozen):
     title
         What a person reads.
     format
-        What is written; a TensorRT engine is built from the ONNX file of the same precision.
+        What is written; a TensorRT engine is built from the ONNX file ``graph``.
     precision
         The precision inside the graph; inputs and outputs are FP32 always.
     opset
         Version of ONNX's operators. torch writes 18 natively, TensorRT reads up to 20 in every version from 10.0 on.
     file
         Name of the artifact in the bundle.
+    graph
+        Name of the ONNX file that holds the graph: the artifact itself, or what the engine is built from.
     """
 
     name: str
     title: str
     format: Literal["onnx", "tensorrt"]
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     opset: int = Field(ge=18, le=20)
-    file: str = Field(pattern=r"^\w[\w.-]*$")
+    file: str = Field(pattern=_FILE)
+    graph: str = Field(pattern=_FILE)
     tolerances: Tolerances
+
+
+def graph_targets(targets: Iterable[ExportTarget]) -> tuple[ExportTarget, ...]:
+    """Return one target for every ONNX file that targets need, FP32 first: what that file is held against.
+
+    It is the shelf's target of ONNX where one writes the file, else the target that asked for it.
+    """
+    shipped = {target.graph: target for target in map(load_target, target_names()) if target.format == "onnx"}
+    found = {target.graph: shipped.get(target.graph, target) for target in targets}
+    return tuple(sorted(found.values(), key=lambda target: (PRECISIONS.index(target.precision), target.graph)))
+
+
+def graph_target(precision: Precision, kind: Literal["cpu", "gpu"]) -> ExportTarget:
+    """Return the target whose ONNX file runs in a precision on a processor, or in TensorRT on a GPU."""
+    if kind == "gpu" and precision == "int8":
+        return load_target("tensorrt-int8")
+    return load_target(f"onnx-{precision}")
 
 
 def target_names() -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
-from edgelean.board import Board, board_names, load_board
+from edgelean.board import Board, Precision, board_names, load_board
 from edgelean.errors import InputError
 from edgelean.profile import Profile
 from edgelean.sensors import find_sensor
@@ -69,6 +70,12 @@ def open_target(
             return open_ssh(*asked, routine=wanted, on_loss=on_loss)
         case other:
             raise InputError(f"--target {other}: no such target: use local, modelled or ssh://[user@]host")
+
+
+def in_precision(target: Target, precision: Precision) -> Target:
+    """Return the same target for candidates in another precision; what it holds, both hold."""
+    # Every target is a dataclass, which a protocol cannot say.
+    return cast(Target, replace(cast(Any, target), precision=precision))
 
 
 def thorough(target: Target, profile: Profile) -> Target:

@@ -134,8 +134,15 @@ class LocalTarget:
 
     @property
     def precision_here(self) -> Precision:
-        """The precision in which the candidate really runs here."""
-        return self.precision if self.precision in self.runtime.precisions else self.runtime.precisions[0]
+        """The precision in which the candidate really runs here.
+
+        INT8 is another graph on another board, whose conversions take another share of the time: what it takes here
+        says nothing about there, while FP32 does.
+        """
+        here = self.precision in self.runtime.precisions
+        if not here or (self.precision == "int8" and self.provenance is not Provenance.MEASURED):
+            return self.runtime.precisions[0]
+        return self.precision
 
     def close(self) -> None:
         """Nothing is held."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgelean.board import Precision
 from edgelean.errors import InputError, MissingError
 from edgelean.target.candidate import Feeds
 
@@ -140,6 +141,13 @@ def feeds_from(file: Path, model: onnx.ModelProto, batch: int) -> Feeds:
         feeds[value.name] = np.ascontiguousarray(_of_batch(array, value, batch), wanted)
     fix_shapes(model, batch, {name: tuple(feed.shape) for name, feed in feeds.items()})
     return feeds
+
+
+def precision_of(model: onnx.ModelProto) -> Precision:
+    """Return what a model computes in: INT8 where it quantises, else FP16 where it has more such weights than FP32."""
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    return "fp16" if is_half(model) else "fp32"
 
 
 def is_half(model: onnx.ModelProto) -> bool:

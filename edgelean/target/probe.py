@@ -1,4 +1,4 @@
-"""What this machine can do, from three short kernels: the numbers that no board file can know."""
+"""What this machine can do, from four short kernels: the numbers that no board file can know."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ HERE = "measured here with onnxruntime on one thread"
 def probe_this_machine(board: Board | None = None, root: Path = Path("/")) -> Board:
     """Return the board of this machine with its unknown numbers measured, in about half a second.
 
-    A chain of tiny additions gives the overhead of an operator, a matrix product the arithmetic that is really
-    reached (so the efficiency is 1), a long addition the bandwidth. The power comes from RAPL where it can be read,
-    idle and under the matrix product; else it is codecarbon's estimate, which takes a second or two, and a guess.
+    A chain of tiny additions gives the overhead of an operator, a matrix product in FP32 and one in INT8 the arithmetic
+    that is really reached (so the efficiency is 1), a long addition the bandwidth. The power comes from RAPL where it
+    can be read, idle and under the matrix product; else it is codecarbon's estimate, which takes a second or two, and a
+    guess.
 
     Parameters
     ----------
@@ -41,6 +42,7 @@ def probe_this_machine(board: Board | None = None, root: Path = Path("/")) -> Bo
         return board
     product = _kernel("MatMul", (SIDE, SIDE))
     product_s = _seconds(product)
+    whole_s = _seconds(_kernel("MatMulInteger", (SIDE, SIDE)))
     chain_s = _seconds(_kernel("Add", (1,), ADDS))
     addition_s = _seconds(_kernel("Add", (LENGTH,)))
     idle, most = _power(board, product, root)
@@ -48,7 +50,11 @@ def probe_this_machine(board: Board | None = None, root: Path = Path("/")) -> Bo
     return _filled(
         board,
         {
-            "compute": {"fp32_tflops": _fact(2 * SIDE**3 / product_s / 1e12), "efficiency": one},
+            "compute": {
+                "fp32_tflops": _fact(2 * SIDE**3 / product_s / 1e12),
+                "int8_tops": _fact(2 * SIDE**3 / whole_s / 1e12),
+                "efficiency": one,
+            },
             "memory": {"bandwidth_gb_s": _fact(12 * LENGTH / addition_s / 1e9), "bandwidth_efficiency": one},
             "launch": {"overhead_us": _fact(chain_s / ADDS * 1e6)},
             "power": {"idle_w": idle, "max_w": most},
@@ -59,6 +65,7 @@ def probe_this_machine(board: Board | None = None, root: Path = Path("/")) -> Bo
 def _wanted(board: Board) -> tuple[Fact, ...]:
     return (
         board.compute.fp32_tflops,
+        board.compute.int8_tops,
         board.memory.bandwidth_gb_s,
         board.launch.overhead_us,
         board.power.max_w,
@@ -105,9 +112,14 @@ def _kernel(kind: str, shape: tuple[int, ...], repeats: int = 1) -> Work:
     from onnx import TensorProto, helper
 
     nodes = [helper.make_node(kind, [f"x{i}", f"x{i}"], [f"x{i + 1}"]) for i in range(repeats)]
-    inputs, outputs = (
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("x0", f"x{repeats}")
-    )
+    read, written = TensorProto.FLOAT, TensorProto.FLOAT
+    if kind == "MatMulInteger":
+        read, written = TensorProto.UINT8, TensorProto.INT32
+    inputs = [helper.make_tensor_value_info("x0", read, shape)]
+    outputs = [helper.make_tensor_value_info(f"x{repeats}", written, shape)]
     graph = helper.make_graph(nodes, "probe", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return OnnxRuntimeCpu().open(model.SerializeToString(), {"x0": np.full(shape, 0.5, np.float32)})
+    dtype = helper.tensor_dtype_to_np_dtype(read)
+    return OnnxRuntimeCpu().open(
+        model.SerializeToString(), {"x0": np.full(shape, 0.5 if read == TensorProto.FLOAT else 1, dtype)}
+    )

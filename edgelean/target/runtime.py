@@ -74,7 +74,7 @@ class OnnxRuntimeCpu:
 
     name: str = "onnxruntime"
     device: Device = "cpu"
-    precisions: tuple[Precision, ...] = ("fp32",)
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
 
     def conditions(self) -> dict[str, str]:
         """Return the processor, the version of onnxruntime and the number of threads."""

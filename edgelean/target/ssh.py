@@ -86,8 +86,12 @@ class SshTarget:
 
     @property
     def precision_there(self) -> Precision:
-        """The precision in which the candidate really runs: FP32 stands in where no file of the wanted one is made."""
-        computed: tuple[Precision, ...] = ("fp32",) if self.runtime == "onnxruntime CPU" else ("fp32", "fp16")
+        """The precision in which the candidate really runs: FP32 stands in for one that the runtime there has not."""
+        known: dict[str, tuple[Precision, ...]] = {
+            "onnxruntime CPU": ("fp32", "int8"),
+            "onnxruntime CUDA": ("fp32", "fp16"),
+        }
+        computed = known.get(self.runtime, ("fp32", "fp16", "int8"))
         return self.precision if self.precision in computed else "fp32"
 
     def predict(self, operators: Iterable[Operator]) -> Cost:

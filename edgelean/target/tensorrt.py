@@ -164,7 +164,7 @@ class TensorRt:
     gpu: str
     name: str = "tensorrt"
     device: Device = "gpu"
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def conditions(self) -> dict[str, str]:

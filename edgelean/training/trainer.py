@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -205,6 +206,7 @@ def batches(loader: DataLoader[Any], device: torch.device, recipe: str) -> Itera
         yield item[0].to(device), item[1].to(device)
 
 
+Computing = Callable[[], AbstractContextManager[Any]]
 AfterStep = Callable[[int, float], None]
 AfterEpoch = Callable[[int, int, float, float], None]
 
@@ -244,6 +246,7 @@ def train(
     after_epoch: AfterEpoch,
     keep: Keep = lambda place: None,
     place: Place = BEGINNING,
+    computing: Computing = nullcontext,
 ) -> None:
     """Train a model.
 
@@ -260,6 +263,8 @@ def train(
         Called wherever the training could be taken up again: after every step, at the end of an epoch last of all.
     place
         Where the training is taken up.
+    computing
+        Gives the context in which the model and the loss are computed, for every step.
 
     Raises
     ------
@@ -273,7 +278,7 @@ def train(
         session.model.train()
         total = begun.loss
         for batch, (x, y) in enumerate(_batches_from(begun, session), begun.batch + 1):
-            loss = train_step(session, x, y)
+            loss = train_step(session, x, y, computing)
             step += 1
             _refuse_divergence(session, step, loss)
             total += loss
@@ -309,10 +314,11 @@ def _refuse_divergence(session: Session, step: int, loss: float) -> None:
         )
 
 
-def train_step(session: Session, x: Tensor, y: Tensor) -> float:
+def train_step(session: Session, x: Tensor, y: Tensor, computing: Computing = nullcontext) -> float:
     """Do one step of the optimizer and the schedule; return the loss."""
     session.optimizer.zero_grad(set_to_none=True)
-    loss = session.recipe.loss(session.model(x), y)
+    with computing():
+        loss = session.recipe.loss(session.model(x), y)
     loss.backward()  # type: ignore[no-untyped-call]  # torch has not typed it
     session.optimizer.step()
     session.schedule.step()
@@ -336,3 +342,18 @@ def evaluate(session: Session, loader: DataLoader[Any]) -> float:
     output, target = predictions(session.model, loader, session.device, session.recipe.name)
     metric = session.recipe.metric_function()
     return call_users(lambda: float(metric(output, target)), f"recipe {session.recipe.name!r}: the metric fails")
+
+
+def mean_loss(session: Session, loader: DataLoader[Any]) -> float:
+    """Return the mean loss per sample on a split, in evaluation mode; the mode is put back."""
+    training = session.model.training
+    session.model.eval()
+    total, count = 0.0, 0
+    try:
+        with torch.no_grad():
+            for x, y in batches(loader, session.device, session.recipe.name):
+                total += len(x) * float(session.recipe.loss(session.model(x), y))
+                count += len(x)
+    finally:
+        session.model.train(training)
+    return total / max(count, 1)
