@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import edgelean
 from edgelean.chapters import FULL_SIZE, LEAN, Twin
 from edgelean.delivery import Delivery
-from edgelean.exporter.onnx import export_onnx
 from edgelean.job import Job
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
@@ -137,7 +134,6 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
         **_costs(reading),
         parameters=bench.parameters(),
         macs=bench.macs(),
-        artifact_bytes=next((f.bytes for f in made.delivery.bundle if f.name == "model.onnx"), None),
         training_s=spent.seconds,
         training_note="cuts and readings included",
         **_energies(spent, made.job.profile),
@@ -146,11 +142,11 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
 
 def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> Side:
     if made.twin is not None:
-        accuracy, note, size = made.twin.metric, "after the same training", _artifact_bytes(made.twin.session)
+        accuracy, note = made.twin.metric, "after the same training"
         spent: Spent | None = spent_on(events, FULL_SIZE)
         training_note = "the same epochs, nothing cut"
     else:
-        accuracy, note, size = None, "not trained: --set compare=true trains it as well", None
+        accuracy, note = None, "not trained: --set compare=true trains it as well"
         spent = extrapolated(events, LEAN, made.session.steps)
         training_note = "estimated from the steps before the first cut" if spent is not None else "not known"
     return Side(
@@ -159,7 +155,6 @@ def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapp
         **_costs(made.loop.full_size),
         parameters=start["parameters"],
         macs=start["macs"],
-        artifact_bytes=size,
         training_s=None if spent is None else spent.seconds,
         training_note=training_note,
         **_energies(spent, made.job.profile),
@@ -172,6 +167,8 @@ def _costs(reading: Reading) -> dict[str, Any]:
         "energy_mj": reading.energy.value if reading.energy else None,
         "provenance": reading.latency.provenance,
         "energy_provenance": reading.energy.provenance if reading.energy else None,
+        "memory_bytes": reading.memory.value if reading.memory else None,
+        "artifact_bytes": round(reading.size.value) if reading.size else None,
     }
 
 
@@ -197,12 +194,6 @@ def _spectra(loop: ClosedLoop, final: Mapping[str, int]) -> Iterable[Spectrum]:
         unit = "Hankel singular value" if kind == "states" else "price of the unit in nats"
         if scores:
             yield Spectrum(name, kind, scores, kept, unit)
-
-
-def _artifact_bytes(session: Session) -> int:
-    example = next(iter(session.loaders.validation))[0][:2].to(session.device)
-    with tempfile.TemporaryDirectory() as folder:
-        return export_onnx(session.model, (example,), Path(folder) / "full-size.onnx", metadata={}).stat().st_size
 
 
 def _notes(reading: Reading) -> tuple[str, ...]:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
-from edgelean.control import UNITS
 from edgelean.job import Job
 from edgelean.loop import ClosedLoop
 from edgelean.recipe import Recipe
@@ -27,7 +26,6 @@ LEAN, FULL_SIZE = "lean", "full-size"
 
 def begin(run: Run, job: Job, session: Session, loop: ClosedLoop) -> None:
     """Record what a run starts from."""
-    latency, energy = loop.full_size.latency, loop.full_size.energy
     run.record(
         "start",
         0,
@@ -40,16 +38,17 @@ def begin(run: Run, job: Job, session: Session, loop: ClosedLoop) -> None:
         steps=session.steps,
         metric_name=job.recipe.metric_name(),
         budgets=[
-            {"quantity": name, "limit": limit, "unit": UNITS[name], "percentile": loop.full_size.percentile}
-            for name, limit in loop.limits.items()
+            {
+                "quantity": budget.quantity,
+                "limit": loop.limits.get(budget.quantity, budget.limit),
+                "unit": budget.unit,
+                "percentile": budget.percentile,
+            }
+            for budget in job.profile.budgets.given
         ],
+        reach={name: asdict(reach) for name, reach in loop.reach.items()},
         full_size={
-            "latency_ms": latency.value,
-            "energy_mj": energy.value if energy else None,
-            "provenance": latency.provenance,
-            "energy_provenance": energy.provenance if energy else None,
-            "parameters": loop.bench.parameters(),
-            "macs": loop.bench.macs(),
+            **loop.bench.told(loop.full_size),
             "axes": {name: axis.size for name, axis in loop.bench.anatomy.axes.items()},
         },
     )

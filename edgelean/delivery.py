@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from edgelean.exporter.recorded import recording_of
 from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_name
 from edgelean.exporter.targets import ExportTarget, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
-from edgelean.judging import judge, values_of
+from edgelean.judging import Kept, judge, judge_loss, values_of
 from edgelean.loop import ClosedLoop
 from edgelean.reading import Reading
 from edgelean.recipe import Metric
@@ -103,7 +104,14 @@ def evidence(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], metric: M
     )
 
 
-def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, stopwatch: Stopwatch) -> Delivery:
+def deliver(
+    loop: ClosedLoop,
+    evidence: Evidence,
+    label: Label,
+    folder: Path,
+    stopwatch: Stopwatch,
+    full_size_metric: float | None = None,
+) -> Delivery:
     """Export, verify, judge and bundle the model that a loop has steered.
 
     Parameters
@@ -112,6 +120,8 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
         What the trained model says about the test split.
     folder
         The bundle's place.
+    full_size_metric
+        Of the full-size model on the test split, where it was trained as well.
     """
     bench = loop.bench
     targets = [load_target(name) for name in bench.profile.targets]
@@ -130,6 +140,9 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
         notes += (f"The model is exported {recording}",) if recording else ()
         reading = bench.read_files(exported["sequence"])
         verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
+        if bench.profile.budgets.accuracy_loss is not None:
+            kept = _kept(loop, checks, full_size_metric)
+            verdicts = (*verdicts, judge_loss(bench.profile.budgets.accuracy_loss, kept))
         forms = () if steps is None else _compared(bench, steps, exported["step"], reading, checks)
         shipped = [file for file, *_ in told]
         facts = BundleFacts(
@@ -148,6 +161,19 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
     files = check_bundle(folder)["files"]
     bundle = tuple(BundleFile(name, entry["bytes"], entry["sha256"]) for name, entry in files.items())
     return Delivery(reading, verdicts, checks, engine, bundle, notes, _chosen(forms), forms)
+
+
+def _kept(loop: ClosedLoop, checks: Sequence[ArtifactCheck], full_size: float | None) -> Kept:
+    """Return what is left of the metric: against the full-size model, else against the best that the run came to."""
+    if full_size is not None:
+        shipped = [check for check in checks if check.precision == loop.bench.profile.precision] or list(checks)
+        worst = min(check.metric_artifact for check in shipped)
+        return Kept(full_size, worst, "on the test split: the exported file against the full-size model, trained alike")
+    now = loop.validated()
+    now = math.nan if now is None else now
+    best = max(now, loop.progress.guard.best or now)
+    words = "on the validation split: the model at the end against the best that the run came to; `--set compare=true` "
+    return Kept(best, now, f"{words}compares with the full-size model")
 
 
 def _export(

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from edgelean import control
-from edgelean.bench import Bench, limits_of, refuse_the_unreachable
+from edgelean.bench import Bench
 from edgelean.errors import DeviceError, LawError
+from edgelean.feasibility import limits_of, reach_of, refuse_the_unreachable, warnings_on
 from edgelean.progress import Pending, Progress
 from edgelean.reading import Reading, incomparable
 from edgelean.shrink.cut import cloned, put_back, saved, saved_model, saved_optimizer
@@ -68,7 +69,9 @@ class ClosedLoop:
     full_size
         The reading of the model before the first cut.
     limits
-        The budgets in ms and mJ.
+        The budgets on costs, each in the unit of its quantity.
+    reach
+        From what to what each quantity can be had.
     """
 
     def __init__(self, bench: Bench, optimizer: torch.optim.Optimizer, around: Surroundings) -> None:
@@ -80,17 +83,19 @@ class ClosedLoop:
         self.record: Record = lambda event, step, **fields: None
         self._width = bench.step_width(around.board)
         self._floor = max(bench.profile.control.floor, self._width)
+        # Read before there are hooks: the smallest model is a copy, and must not be observed.
+        self.full_size = self.ranks.first(bench.read)
+        self.limits = limits_of(bench.profile, self.full_size)
+        start = bench.observed(self.full_size)
+        self.reach = self.ranks.first(lambda: reach_of(bench, self._floor, start, self.limits))
+        refuse_the_unreachable(self.reach, self._floor, self.limits)
         # The seed of the training is that of a score that draws numbers, too.
         self.scores: Score = open_score(bench.profile.control.score, torch.initial_seed())
         self.scores.watch(bench.model, bench.anatomy.axes)
         self.recent = Recent()
         self.recent.watch(bench.model, bench.batch)
-        self.full_size = self.ranks.first(bench.read)
-        self.limits = limits_of(bench.profile, self.full_size)
-        start = bench.observed(self.full_size)
-        refuse_the_unreachable(bench, self._floor, self.limits, start)
         state = control.init(bench.profile.control, self.limits, start, around.steps)
-        guard = control.Guard(bench.profile.accuracy.cut_tolerance)
+        guard = control.Guard(bench.profile.tolerance)
         self.progress = Progress(state, self.full_size, guard)
         self._laps_s: list[float] = []
         self._returned_s = time.perf_counter()
@@ -134,7 +139,7 @@ class ClosedLoop:
     # -- one event -----------------------------------------------------------------------------------------------------
 
     def _event(self, step: int) -> None:
-        metric = self._validated()
+        metric = self.validated()
         if self._recovering(step, metric):
             return
         if self._uncertain():
@@ -145,7 +150,7 @@ class ClosedLoop:
             self.progress.confirmed = True
             self._read_again(step)
             demand = self._demand(step)
-        self.record("demand", step, **demand.to_json())
+        self.record("demand", step, metric=metric, **control.told(demand, self._observed(), self.progress.controller))
         if demand.fraction > 0:
             self._cut(step, demand, metric)
         elif control.all_met(demand):
@@ -172,7 +177,15 @@ class ClosedLoop:
             return
         self._keep_spectra([choice.axis for choice in choices])
         turns = {name: each.turns for name, each in turned.items() if name in order}
-        self._carry_out(step, plan, turns, metric, demand=demand.fraction, binding=demand.binding)
+        why = {
+            "demand": demand.fraction,
+            "binding": demand.binding,
+            "targets": demand.targets,
+            "predicted_before": allocation.cost_before,
+            "prices": control.prices_of(allocation.prices, self._observed()),
+            "feasible": allocation.feasible,
+        }
+        self._carry_out(step, plan, turns, metric, **why)
 
     def _carry_out(
         self, step: int, plan: Plan, turns: Mapping[str, Sequence[Turn]], metric: float | None, **why: Any
@@ -199,7 +212,6 @@ class ClosedLoop:
             self.record("spectrum", step, layers=self._looks.told(operation.hankel))
         # The last lap stays: another cut of the same step has a pace, too.
         step_s, self._laps_s = statistics.median(self._laps_s), self._laps_s[-1:]
-        cost = self.bench.cost({})
         self.record(
             "cut",
             step,
@@ -207,10 +219,10 @@ class ClosedLoop:
             axes=[{"axis": cut.axis, "before": cut.before, "after": cut.after} for cut in plan.cuts],
             nats=plan.nats,
             metric_before=metric,
-            metric_after=self._validated(),
+            metric_after=self.validated(),
             parameters=self.bench.parameters(),
             step_s=step_s,
-            predicted={"latency_ms": cost["latency"], "energy_mj": cost["energy"]},
+            predicted=self.bench.cost({}),
             law_error=operation.error,
             notes=operation.notes,
             truncations=[truncation.to_json() for truncation in operation.truncations],
@@ -316,7 +328,7 @@ class ClosedLoop:
 
     def record_beginning(self) -> None:
         """Record, before the first step, what a person should know, and the reading of the full-size model."""
-        for note in self.bench.notes:
+        for note in (*self.bench.notes, *warnings_on(self.reach, self.limits)):
             self.record("note", 0, text=note)
         self.record_reading(0)
 
@@ -324,7 +336,8 @@ class ClosedLoop:
         """Record the last reading as an event."""
         self.record("reading", step, **self.bench.told(self.progress.reading))
 
-    def _validated(self) -> float | None:
+    def validated(self) -> float | None:
+        """Return the metric on the validation data; None where there is none."""
         if self.around.validate is None:
             return None
         with self.around.stopwatch.phase("evaluating"):
@@ -367,5 +380,5 @@ class ClosedLoop:
             self.record("wait", step, reason=f"no layer has states to lose at a Hankel tolerance of {tolerance:g}")
             return
         self._keep_spectra(keep)
-        self._carry_out(step, plan, {}, self._validated(), demand=0.0, binding="tolerance")
+        self._carry_out(step, plan, {}, self.validated(), demand=0.0, binding="tolerance")
         self.progress.pending, self.progress.doubts = None, 0

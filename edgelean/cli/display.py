@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgelean.quantity import amount, word
 from edgelean.report import numbers
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def cut_axes(event: Event) -> str:
 
 def _start_line(event: Event) -> str:
     budgets = ", ".join(
-        f"{budget['quantity']} {numbers.number(budget['limit'])} {budget['unit']}" for budget in event["budgets"]
+        f"{word(budget['quantity'])} {amount(budget['limit'], budget['unit'], 3)}" for budget in event["budgets"]
     )
     return (
         f"{event['recipe']}, profile {event['profile']}, board {event['board']}, target {event['target']}, "
@@ -110,7 +111,7 @@ def _spectrum_line(event: Event) -> str:
 
 def _verdict_line(event: Event) -> str:
     figure = numbers.against(event["value"], event["limit"], event["unit"])
-    return f"{event['quantity']} {event['outcome']}: {figure} ({event['provenance']})"
+    return f"{word(event['quantity'])} {event['outcome']}: {figure} ({event['provenance']})"
 
 
 def _end_line(event: Event) -> str:

@@ -34,6 +34,15 @@ def fit(
         str | None, typer.Option(help="Another latency budget: 2ms, 350us, or 50% of full-size.")
     ] = None,
     energy: Annotated[str | None, typer.Option(help="Another energy budget: 10mJ, or 50% of full-size.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Another budget for weights and live activations: 2MB, or 50% of full-size.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Another budget for the exported file: 300kB, or 50% of full-size.")
+    ] = None,
+    accuracy_loss: Annotated[
+        str | None, typer.Option(help="Another budget for what the metric may lose: '2 points'.")
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="Where candidates are measured: local, modelled or ssh://[user@]host.")
     ] = None,
@@ -57,7 +66,8 @@ def fit(
 
         if resume is not None:
             return resume, lambda on_event: pipeline.resume(resume, on_event=on_event)
-        asked = job.ask(recipe, profile, latency=latency, energy=energy, target=target, seed=seed, settings=chosen)
+        budgets = {"latency": latency, "energy": energy, "memory": memory, "size": size, "accuracy_loss": accuracy_loss}
+        asked = job.ask(recipe, profile, **budgets, target=target, seed=seed, settings=chosen)
         folder = out or job.new_folder(asked)
         return folder, lambda on_event: pipeline.run(asked, folder, on_event)
 

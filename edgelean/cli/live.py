@@ -13,14 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from edgelean.cli.display import Display, Event
+from edgelean.quantity import UNITS
 from edgelean.report import numbers
 
 _ACCENT = "cyan"
 _BAD = "red"
 _WIDE = 110
-# Lines of the picture that are not cuts: the table of cuts gets what a terminal has left.
-_FRAME_LINES = 15
+# Lines of the picture that are neither cuts nor bars: the table of cuts gets what a terminal has left.
+_FRAME_LINES = 13
 _BUDGET, _FULL = "┃", "╿"
+_FIELDS = {"latency": "latency_ms", "energy": "energy_mj", "memory": "memory_bytes", "size": "size_bytes"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def draw(scene: Scene, console: Console, seconds_since: float = 0.0) -> Renderab
     seconds_since
         Time since the last event; the clock of the progress line goes on in between.
     """
-    room = max(console.height - _FRAME_LINES, 3)
+    room = max(console.height - _FRAME_LINES - len(scene.levels), 3)
     parts: list[RenderableType] = [
         Text.assemble(("edgelean ", f"bold {_ACCENT}"), scene.title, no_wrap=True, overflow="ellipsis"),
         Text(),
@@ -137,14 +139,20 @@ class LiveDisplay(Display):
         return draw(self._scene, self._console, time.monotonic() - self._last_event_s)
 
 
+def _seen(event: Event, quantity: str) -> tuple[float | None, str]:
+    """Return the figure of a quantity in a reading, and its provenance."""
+    word = event.get(f"{quantity}_provenance") or event["provenance"]
+    return event.get(_FIELDS[quantity]), word
+
+
 def _on_start(_: Scene, event: Event) -> dict[str, Any]:
     full = event["full_size"]
     limits = {budget["quantity"]: budget["limit"] for budget in event["budgets"]}
-    words = {"latency": full["provenance"], "energy": full.get("energy_provenance") or full["provenance"]}
-    levels = {
-        name: Level(unit, full[key], limits.get(name), full[key], words[name])
-        for name, unit, key in (("latency", "ms", "latency_ms"), ("energy", "mJ", "energy_mj"))
-    }
+    shown = [name for name in _FIELDS if name in limits or name in ("latency", "energy")]
+    levels = {}
+    for name in shown:
+        value, provenance = _seen(full, name)
+        levels[name] = Level(UNITS[name], value, limits.get(name), value, provenance)
     return {
         "title": f"{event['recipe']} on {event['board']} · profile {event['profile']} · seed {event['seed']}",
         "steps": event["steps"],
@@ -166,9 +174,10 @@ def _on_full_size_epoch(scene: Scene, event: Event) -> dict[str, Any]:
 
 
 def _on_reading(scene: Scene, event: Event) -> dict[str, Any]:
-    words = {"latency": event["provenance"], "energy": event.get("energy_provenance") or event["provenance"]}
-    values = {"latency": event["latency_ms"], "energy": event["energy_mj"]}
-    levels = {name: replace(level, value=values[name], provenance=words[name]) for name, level in scene.levels.items()}
+    levels = {}
+    for name, level in scene.levels.items():
+        value, provenance = _seen(event, name)
+        levels[name] = replace(level, value=value, provenance=provenance)
     return {"levels": levels, "parameters": event["parameters"]}
 
 
@@ -325,5 +334,5 @@ def _bars(levels: Mapping[str, Level]) -> tuple[RenderableType, ...]:
 def _bar_figures(level: Level) -> str:
     if level.value is None:
         return ""
-    value, limit = numbers.aligned((level.value, level.limit))
-    return f"{value} {'no budget' if level.limit is None else f'of {limit}'} {level.unit}"
+    (value, limit), unit = numbers.in_unit((level.value, level.limit), level.unit)
+    return f"{value} {'no budget' if level.limit is None else f'of {limit}'} {unit}"

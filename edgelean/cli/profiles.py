@@ -13,7 +13,8 @@ from edgelean.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from edgelean.board.document import Knob
-    from edgelean.profile import Budget, Profile
+    from edgelean.budget import Budget
+    from edgelean.profile import Profile
 
 app = typer.Typer(help="Budgets: what a model may cost, and on which board.")
 
@@ -86,8 +87,9 @@ def new_profile(
     """Write a profile of one's own, with a comment for everything that can be set."""
     from edgelean.board import load_board
     from edgelean.board.document import is_path
+    from edgelean.budget import Budgets, parse_budget
     from edgelean.errors import InputError
-    from edgelean.profile import Budgets, Profile, parse_budget, target_names
+    from edgelean.profile import Profile, target_names
 
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"{name!r} cannot be the name of a profile: use letters, digits, '-', '_' and '.'")
@@ -126,7 +128,7 @@ def _row(profile: Profile) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    from edgelean.profile import Budget
+    from edgelean.budget import Budget
 
     if value is None:
         return "-"

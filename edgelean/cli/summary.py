@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgelean.quantity import word
 from edgelean.report import HTML_NAME, numbers, story
 
 if TYPE_CHECKING:
@@ -43,11 +44,9 @@ def _verdict_table(report: Report) -> Table:
     for name in ("budget", "value", "limit", "full-size", "margin", "verdict", "provenance"):
         table.add_column(name, justify="right" if name in ("value", "limit", "full-size", "margin") else "left")
     for verdict in report.verdicts:
-        texts = numbers.aligned((verdict.value, verdict.limit, verdict.full_size))
-        figures = [text if text == numbers.UNKNOWN else f"{text} {verdict.unit}" for text in texts]
         table.add_row(
-            verdict.quantity,
-            *figures,
+            word(verdict.quantity),
+            *numbers.amounts((verdict.value, verdict.limit, verdict.full_size), verdict.unit),
             numbers.percent(verdict.margin),
             Text(verdict.outcome, style=_STYLES[verdict.outcome]),
             str(verdict.provenance),

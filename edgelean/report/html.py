@@ -106,20 +106,20 @@ def _context(report: Report) -> dict[str, Any]:
 def _card(verdict: Verdict) -> Card:
     figures = [verdict.value, verdict.limit, *([] if verdict.full_size is None else [verdict.full_size])]
     widest = max(figures)
-    value, limit, *full = numbers.aligned(figures)
+    (value, limit, *full), unit = numbers.in_unit(figures, verdict.unit)
     return Card(
         title=story.quantity_title(verdict),
         figure=value,
-        unit=verdict.unit,
-        budget=f"{limit} {verdict.unit}",
+        unit=unit,
+        budget=f"{limit} {unit}",
         outcome=verdict.outcome,
         margin=story.margin_text(verdict),
-        value_place=round(100 * verdict.value / widest, 2),
+        value_place=round(100 * max(0.0, verdict.value / widest), 2),
         budget_place=round(100 * verdict.limit / widest, 2),
         full_place=None if verdict.full_size is None else round(100 * verdict.full_size / widest, 2),
-        full_text=f"{full[0]} {verdict.unit}" if full else "",
+        full_text=f"{full[0]} {unit}" if full else "",
         provenance=verdict.provenance,
-        words=story.IN_WORDS[verdict.provenance],
+        words=story.in_words(verdict),
         method=verdict.method,
     )
 

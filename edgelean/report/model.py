@@ -26,7 +26,8 @@ class Verdict:
     Attributes
     ----------
     quantity, unit
-        ``"latency"`` in ``"ms"``, ``"energy"`` in ``"mJ"``.
+        ``"latency"`` in ``"ms"``, ``"energy"`` in ``"mJ"``, ``"memory"`` and ``"size"`` in ``"bytes"``,
+        ``"accuracy_loss"`` in ``"points"`` of the metric.
     limit, limit_text
         The budget in ``unit``, and how it was asked for, as ``"50 % of full-size"``.
     value, low, high
@@ -81,8 +82,9 @@ class Side:
         The recipe's metric on the test split, and a remark about it.
     latency_ms, energy_mj, provenance, energy_provenance
         Latency and energy per inference. ``energy_provenance`` is None when it is the same as ``provenance``.
-    parameters, macs, artifact_bytes
-        Size: parameters, multiply-accumulates per inference, bytes of the largest-precision artifact.
+    parameters, macs, artifact_bytes, memory_bytes
+        Size: parameters, multiply-accumulates per inference, bytes of the exported file in the precision of the
+        profile, bytes of the weights and of the most activations that are alive at once.
     training_s, training_kwh, training_co2_g, training_note
         What the training cost, and a remark such as ``"estimated from its step time"``.
     training_parts
@@ -103,6 +105,7 @@ class Side:
     training_co2_g: float | None
     energy_provenance: Provenance | None = None
     training_parts: tuple[EnergyPart, ...] = ()
+    memory_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class ReadingPoint:
     macs: int
     provenance: Provenance
     energy_provenance: Provenance | None = None
+    memory_bytes: float | None = None
+    size_bytes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
