@@ -15,6 +15,8 @@ from edgelean.job import Job
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.reading import Reading
+from edgelean.report.decisions import decisions
+from edgelean.report.front import TradeOff, front, nearest, seen
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
 from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
 from edgelean.spectra import rows
@@ -68,6 +70,7 @@ def assemble(made: Materials) -> Report:
     widths = tuple(LayerWidth(name, size, axes[name].size if name in axes else 0) for name, size in full)
     states = any(axis.kind == "states" for axis in axes.values())
     job, delivery = made.job, made.delivery
+    points = seen(events)
     return Report(
         edgelean_version=edgelean.__version__,
         recipe=job.recipe.name,
@@ -105,7 +108,17 @@ def assemble(made: Materials) -> Report:
         commands=_commands(delivery),
         form=delivery.form,
         forms=delivery.forms,
+        decisions=decisions(events),
+        front=front(points),
+        nearest=_nearest(made, points),
     )
+
+
+def _nearest(made: Materials, points: Sequence[TradeOff]) -> tuple[str, ...]:
+    """Return what would have been feasible, where a budget was not met."""
+    if all(verdict.outcome != "not met" for verdict in made.delivery.verdicts):
+        return ()
+    return nearest(points, made.loop.limits, made.job.profile.tolerance, made.job.recipe.metric_name())
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:

@@ -156,9 +156,7 @@ def attach(
     wanted = profile if isinstance(profile, Profile) else load_profile(profile)
     wanted = wanted.with_budgets(latency, energy, memory, size, accuracy_loss)
     if wanted.budgets.accuracy_loss is not None and validate is None:
-        raise InputError(
-            "an accuracy_loss budget needs something to tell it by: give validate, or drop the budget"
-        )
+        raise InputError("an accuracy_loss budget needs something to tell it by: give validate, or drop the budget")
     board = load_board(wanted.board)
     stopwatch = Stopwatch()
     network = unwrapped(model)

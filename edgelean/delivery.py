@@ -164,7 +164,7 @@ def deliver(
 
 
 def _kept(loop: ClosedLoop, checks: Sequence[ArtifactCheck], full_size: float | None) -> Kept:
-    """Return what is left of the metric: against the full-size model, else against the best that the run came to."""
+    """Return what is left of the metric: against the full-size model, else against the best before a cut."""
     if full_size is not None:
         shipped = [check for check in checks if check.precision == loop.bench.profile.precision] or list(checks)
         worst = min(check.metric_artifact for check in shipped)
@@ -172,8 +172,8 @@ def _kept(loop: ClosedLoop, checks: Sequence[ArtifactCheck], full_size: float | 
     now = loop.validated()
     now = math.nan if now is None else now
     best = max(now, loop.progress.guard.best or now)
-    words = "on the validation split: the model at the end against the best that the run came to; `--set compare=true` "
-    return Kept(best, now, f"{words}compares with the full-size model")
+    words = "on the validation split: the model at the end against the best that it came to before a cut"
+    return Kept(best, now, f"{words}; with `--set compare=true` against the full-size model")
 
 
 def _export(

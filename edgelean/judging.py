@@ -117,6 +117,12 @@ def figure_of(reading: Reading, quantity: str) -> Figure | None:
     return found
 
 
+def provenance_of(reading: Reading, quantity: str) -> Provenance:
+    """Return where the figure of a quantity that was read comes from."""
+    figure = figure_of(reading, quantity)
+    return Provenance.MODELLED if figure is None else figure.provenance
+
+
 def values_of(reading: Reading) -> dict[str, float]:
     """Return the figures that budgets are about, by quantity, each in its unit."""
     return {name: figure.value for name in QUANTITIES if (figure := figure_of(reading, name)) is not None}

@@ -168,7 +168,7 @@ class ClosedLoop:
 
     def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
         turned = balance(self._patient, self.recent.inputs())
-        order, choices = self._choices(turned)
+        order, choices = self.choices(turned)
         allocation = control.allocate(choices, self.bench.cost, demand.targets)
         mine = make_plan(self.bench.anatomy, allocation.keep, order, allocation.nats)
         plan = Plan.from_json(self.ranks.same(mine.to_json()))
@@ -229,7 +229,7 @@ class ClosedLoop:
             plan=plan.to_json(),
         )
 
-    def _choices(self, turned: Mapping[str, Balanced]) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
+    def choices(self, turned: Mapping[str, Balanced]) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
         """Return in which order the units of each axis go, and what the allocator may choose from."""
         most, axes = self.bench.profile.control.largest_axis_cut, self.bench.anatomy.axes
         said = {name: self.scores.removal_prices(axis, self.bench.model) for name, axis in axes.items()}

@@ -29,6 +29,14 @@ WRITTEN: Mapping[Quantity, Mapping[str, float]] = {
 }
 """The units in which each quantity may be written, each with its factor to the one inside."""
 
+FIELDS: Mapping[str, str] = {
+    "latency": "latency_ms",
+    "energy": "energy_mj",
+    "memory": "memory_bytes",
+    "size": "size_bytes",
+}
+"""The field that an event of a reading has for each quantity that is read."""
+
 EXAMPLES: Mapping[Quantity, str] = {
     "latency": '"2ms", "350us", "0.5s"',
     "energy": '"10mJ", "50uJ", "2J"',

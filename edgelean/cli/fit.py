@@ -11,6 +11,7 @@ import typer
 from edgelean.errors import InputError
 
 if TYPE_CHECKING:
+    from edgelean.job import Job
     from edgelean.report.model import Report
 
 Work = Callable[[Callable[[Mapping[str, Any]], None]], "Report"]
@@ -54,6 +55,9 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a hyper-parameter or control knob."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would go from the untrained model, and write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json and nothing else.")] = False,
 ) -> None:
     """Train a model and make it smaller while it learns, until the budgets of a profile are met."""
@@ -61,17 +65,42 @@ def fit(
     if epochs is not None:
         chosen["epochs"] = str(epochs)
 
+    def asked() -> Job:
+        from edgelean import job
+
+        budgets = {"latency": latency, "energy": energy, "memory": memory, "size": size, "accuracy_loss": accuracy_loss}
+        return job.ask(recipe, profile, **budgets, target=target, seed=seed, settings=chosen)
+
     def work() -> tuple[Path, Work]:
         from edgelean import job, pipeline
 
         if resume is not None:
             return resume, lambda on_event: pipeline.resume(resume, on_event=on_event)
-        budgets = {"latency": latency, "energy": energy, "memory": memory, "size": size, "accuracy_loss": accuracy_loss}
-        asked = job.ask(recipe, profile, **budgets, target=target, seed=seed, settings=chosen)
-        folder = out or job.new_folder(asked)
-        return folder, lambda on_event: pipeline.run(asked, folder, on_event)
+        wanted = asked()
+        folder = out or job.new_folder(wanted)
+        return folder, lambda on_event: pipeline.run(wanted, folder, on_event)
 
+    if dry_run:
+        if resume is not None:
+            raise InputError("--dry-run is for a run that has not begun: leave out --resume")
+        raise typer.Exit(_previewed(asked(), as_json))
     raise typer.Exit(_shown(work, as_json))
+
+
+def _previewed(job: Job, as_json: bool) -> int:
+    """Print what a run would cut from the untrained model; return the exit code."""
+    from rich.console import Console
+
+    from edgelean.cli.foresight import print_preview
+    from edgelean.cli.tables import print_json
+    from edgelean.preview import preview
+
+    found = preview(job)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_preview(Console(), found)
+    return 0 if found.feasible else 3
 
 
 def _shown(work: Callable[[], tuple[Path, Work]], as_json: bool) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgelean.cli.display import Display, Event
-from edgelean.quantity import UNITS
+from edgelean.quantity import FIELDS, UNITS
 from edgelean.report import numbers
 
 _ACCENT = "cyan"
@@ -22,7 +22,6 @@ _WIDE = 110
 # Lines of the picture that are neither cuts nor bars: the table of cuts gets what a terminal has left.
 _FRAME_LINES = 13
 _BUDGET, _FULL = "┃", "╿"
-_FIELDS = {"latency": "latency_ms", "energy": "energy_mj", "memory": "memory_bytes", "size": "size_bytes"}
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,13 @@ class LiveDisplay(Display):
 def _seen(event: Event, quantity: str) -> tuple[float | None, str]:
     """Return the figure of a quantity in a reading, and its provenance."""
     word = event.get(f"{quantity}_provenance") or event["provenance"]
-    return event.get(_FIELDS[quantity]), word
+    return event.get(FIELDS[quantity]), word
 
 
 def _on_start(_: Scene, event: Event) -> dict[str, Any]:
     full = event["full_size"]
     limits = {budget["quantity"]: budget["limit"] for budget in event["budgets"]}
-    shown = [name for name in _FIELDS if name in limits or name in ("latency", "energy")]
+    shown = [name for name in FIELDS if name in limits or name in ("latency", "energy")]
     levels = {}
     for name in shown:
         value, provenance = _seen(full, name)

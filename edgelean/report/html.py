@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from edgelean.reading import Provenance
 from edgelean.report import numbers, story
+from edgelean.report.explanation import columns, explained, trade_offs
 from edgelean.report.footprint import footprint
 from edgelean.report.model import EpochPoint, Evolution, ReadingPoint, Report, Spectrum, Verdict
 from edgelean.report.plots import Line, Mark, Tone, Trend, draw_evolution, draw_spectrum, draw_trend
@@ -99,6 +100,9 @@ def _context(report: Report) -> dict[str, Any]:
         "form_rows": story.form_rows(report),
         "footprint": footprint(report),
         "sizes": numbers.scaled([file.bytes for file in report.bundle], "bytes"),
+        "decisions": explained(report.decisions, report.metric_name),
+        "front_columns": columns(report.front, report.metric_name),
+        "front": trade_offs(report.front, report.metric_name),
         "metric": lambda value: numbers.metric_text(report.metric_name, value),
     }
 

@@ -13,6 +13,8 @@ from edgelean.errors import InputError
 from edgelean.exporter import EngineNote
 from edgelean.exporter.steps import Form
 from edgelean.reading import Provenance
+from edgelean.report.decisions import Decision
+from edgelean.report.front import TradeOff
 from edgelean.shrink.certificate import Truncation
 from edgelean.verifier import ArtifactCheck
 
@@ -309,6 +311,11 @@ class Report:
         How the spectra of state space layers changed; empty where there are none.
     form, forms
         Of a sequence model that is exported in two forms: the one chosen for the board, and what each takes.
+    decisions
+        What was read, demanded and cut at each event, and what it cost.
+    front, nearest
+        Structures that the run has seen and no other one beats, and sentences about feasible budgets where one was not
+        met.
     """
 
     edgelean_version: str
@@ -347,6 +354,9 @@ class Report:
     evolutions: tuple[Evolution, ...] = ()
     form: Form | None = None
     forms: tuple[FormFigures, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    front: tuple[TradeOff, ...] = ()
+    nearest: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:

@@ -270,7 +270,8 @@ def _both(full: str, lean: str) -> str:
 
 
 def _figure(verdict: Verdict) -> str:
-    return numbers.against(verdict.value, verdict.limit, verdict.unit)
+    named = "" if verdict.quantity in ("latency", "energy") else f"{word(verdict.quantity)} "
+    return named + numbers.against(verdict.value, verdict.limit, verdict.unit)
 
 
 def _missed(verdict: Verdict) -> str:
