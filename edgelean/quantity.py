@@ -66,4 +66,5 @@ def amount(value: float, unit: str, digits: int = 4) -> str:
     if not math.isfinite(value):
         return f"{value} {unit}"
     factor, name = scale(value, unit)
-    return f"{value / factor:.{digits}g} {name}"
+    scaled = value / factor
+    return f"{scaled:,.0f} {name}" if abs(scaled) >= 10**digits else f"{scaled:.{digits}g} {name}"

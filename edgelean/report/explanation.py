@@ -85,7 +85,7 @@ def _now(one: Seen) -> str:
     after = one.measured_after or 0.0
     now, wanted = numbers.amounts((after, one.target), one.unit)
     model = _model(after, one.predicted_after, one)
-    return f"{word(one.quantity)} {now}{model}; at most {wanted} of predicted cost was demanded"
+    return f"{word(one.quantity)} {now}{model}; predicted, it was to be {wanted} at most"
 
 
 def _cost(decision: Decision, metric_name: str) -> str:
@@ -103,7 +103,8 @@ def _price(one: Seen) -> str:
     bought = numbers.number(price * share, 2)
     rate = numbers.number(price * (1e6 if one.unit == "bytes" else 1.0), 2)
     unit = "MB" if one.unit == "bytes" else one.unit
-    return f"{word(one.quantity)}: 1 % more ({amount(share, one.unit, 2)}) would buy back {bought} nats ({rate} nats per {unit})"
+    more = f"{word(one.quantity)}: 1 % more ({amount(share, one.unit, 2)})"
+    return f"{more} would buy back {bought} nats ({rate} nats per {unit})"
 
 
 def trade_offs(front: Sequence[TradeOff], metric_name: str) -> tuple[tuple[str, ...], ...]:
