@@ -229,21 +229,17 @@ class Bench:
         plan = make_plan(self.anatomy, keep, order, 0.0)
         small = copy.deepcopy(self.model)
         apply(small, plan)
-        place = self._folder / "smallest.onnx"
-        file = export_onnx(small, self.batch, place, metadata={})
-        files: dict[Precision, Path] = {"fp32": file}
-
-        def exported(precision: Precision) -> Path:
-            if precision not in files:
-                files[precision] = place.with_suffix(f".{precision}.onnx")
-                to_fp16(file, files[precision])
-            return files[precision]
-
         batch = self.profile.batch
-        with self._stopwatch.phase("measuring"):
-            reading = self.target.read(Candidate(exported, operators_of(file, batch), self._feeds))
-            exported(self.profile.precision)
-            return self._with_what_it_holds(reading, held_by(file, batch), files)
+        file = export_onnx(small, self.batch, self._folder / "smallest.onnx", metadata={})
+        self._files = {"fp32": file}
+        try:
+            with self._stopwatch.phase("measuring"):
+                reading = self.target.read(Candidate(self._exported, operators_of(file, batch), self._feeds))
+                self._exported(self.profile.precision)
+                return self._with_what_it_holds(reading, held_by(file, batch), self._files)
+        finally:
+            # The files of the model itself are written anew when they are needed.
+            self._files = {}
 
     def _exported(self, precision: Precision) -> Path:
         """Return the present structure as an ONNX file in a precision.

@@ -117,7 +117,7 @@ def decisions(events: Iterable[Event]) -> tuple[Decision, ...]:
     for event in events:
         match event["event"]:
             case "demand":
-                story.recovered(event.get("metric"))
+                story.recovered(event["metric"])
                 story.told.append(_asked(event))
             case "cut":
                 _cut(story, event)
@@ -146,17 +146,17 @@ def _asked(event: Event) -> Decision:
             budget=event["budgets"][name],
             standing=event["standings"][name],
         )
-        for name, one in event.get("observed", {}).items()
+        for name, one in event["observed"].items()
     )
     return Decision(
         step=event["step"],
         binding=event["binding"],
         demanded=event["demand"],
         aim=event["reference"],
-        clamp=event.get("clamp", ""),
+        clamp=event["clamp"],
         reason=event["reason"],
         seen=seen,
-        metric_before=event.get("metric"),
+        metric_before=event["metric"],
     )
 
 
