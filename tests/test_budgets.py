@@ -243,3 +243,32 @@ def test_a_budget_on_the_accuracy_needs_something_to_tell_it_by():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match="give validate"):
         edgelean.attach(model, optimizer, torch.zeros(4, 1, 8, 8), "raspberry-pi-5", steps=10, accuracy_loss="2 points")
+
+
+def test_budgets_against_the_accuracy_end_not_met_with_what_could_be_had(tmp_path):
+    """A recipe whose metric falls by ten points for good as soon as the model shrinks, and may fall by five."""
+    recipe = load_recipe(TINY)
+    full = sum(parameter.numel() for parameter in recipe.model().parameters())
+    sizes = []
+
+    def watch(event):
+        if "parameters" in event:
+            sizes.append(event["parameters"])
+
+    def metric(output, target):
+        return 0.8 if sizes and sizes[-1] < full else 0.9
+
+    spoiled = edgelean.Recipe(**{**vars(recipe), "metric": metric, "epochs": 16})
+    asked = {"latency": "60%", "energy": "100%", "accuracy_loss": "5 points"}
+    report = edgelean.fit(spoiled, "raspberry-pi-5", out=tmp_path / "run", on_event=watch, **asked)
+    assert report.exit_code == 3
+    assert {v.quantity: v.outcome for v in report.verdicts} == {
+        "latency": "not met",
+        "energy": "met",
+        "accuracy_loss": "met",
+    }
+    assert {point.metric for point in report.front} == {0.8, 0.9}
+    assert [point.kept for point in report.front if point.metric == 0.8][:1] == [False]
+    assert "The nearest budgets that hold" in report.nearest[0]
+    page = (tmp_path / "run" / "report.html").read_text().replace("\u00a0", " ")
+    assert report.nearest[0].split(":")[0] in page
