@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,22 @@ FOLDED = 0.05
 Costs = dict[str, float]
 
 
+@dataclass(frozen=True)
+class _File:
+    """How the exported file differs from the trace.
+
+    Attributes
+    ----------
+    folded
+        Weights in the file for each one in the trace: norms are folded, recurrences may be written out.
+    around
+        Bytes of the file that are not weights; they hardly change with the widths.
+    """
+
+    folded: float
+    around: float
+
+
 class Bench:
     """A model, its anatomy, and what it costs on the target.
 
@@ -96,7 +112,7 @@ class Bench:
         self._proof: Proof | None = None
         self._parts: Parts | None = None
         self._traced: bool | None = None
-        self._around_weights: float | None = None
+        self._full_file: _File | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="edgelean-"))
         self._files: dict[Precision, Path] = {}
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -127,21 +143,26 @@ class Bench:
         cost = self.target.predict(structure.operators(keep))
         costs: Costs = {"latency": cost.latency_ms, "energy": cost.energy_mj}
         if self._counts_bytes():
-            held = structure.held(keep)
+            held = self._held(keep)
             costs |= {"memory": held.bytes(precision), "size": self._predicted_size(held)}
         return costs
 
-    def _predicted_size(self, held: Held) -> float:
-        return held.weights * BYTES[self.profile.precision] + self._wrapping()
+    def _held(self, keep: Mapping[str, int]) -> Held:
+        """Return what the model that keeps so many units holds, as its file would: exporting folds some weights."""
+        held = self.anatomy.structure.held(keep)
+        return Held(held.weights * self._file().folded, held.alive)
 
-    def _wrapping(self) -> float:
-        """Return the bytes of the exported file that are not weights; they hardly change with the widths."""
-        if self._around_weights is None:
+    def _predicted_size(self, held: Held) -> float:
+        return held.weights * BYTES[self.profile.precision] + self._file().around
+
+    def _file(self) -> _File:
+        """Return how the exported file differs from the trace; both were looked at before the first cut."""
+        if self._full_file is None:
             precision: Precision = "fp32" if self.profile.budgets.size is None else self.profile.precision
-            file = self._exported(precision)
-            weights = held_by(self._exported("fp32"), self.profile.batch).weights * BYTES[precision]
-            self._around_weights = max(0.0, file.stat().st_size - weights)
-        return self._around_weights
+            exported, weights = self._exported(precision), held_by(self._exported("fp32"), self.profile.batch).weights
+            around = max(0.0, exported.stat().st_size - weights * BYTES[precision])
+            self._full_file = _File(weights / self.anatomy.structure.held({}).weights, around)
+        return self._full_file
 
     def parameters(self) -> int:
         """Return the number of elements of all parameters of the present model."""
@@ -158,9 +179,9 @@ class Bench:
         structure = self.anatomy.structure
         with self._stopwatch.phase("measuring"):
             if self._counts_bytes():
-                self._wrapping()
+                self._file()
             reading = self.target.read(Candidate(self._exported, structure.operators({}), self._feeds))
-            return self._with_what_it_holds(reading, structure.held({}), self._files)
+            return self._with_what_it_holds(reading, self._held({}), self._files)
 
     def _trace_tells(self) -> bool:
         """Tell whether the traced model costs what its exported file does; some operators are exported as several."""

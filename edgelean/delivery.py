@@ -169,8 +169,7 @@ def _kept(loop: ClosedLoop, checks: Sequence[ArtifactCheck], full_size: float | 
         shipped = [check for check in checks if check.precision == loop.bench.profile.precision] or list(checks)
         worst = min(check.metric_artifact for check in shipped)
         return Kept(full_size, worst, "on the test split: the exported file against the full-size model, trained alike")
-    now = loop.validated()
-    now = math.nan if now is None else now
+    now = math.nan if loop.left is None else loop.left
     best = max(now, loop.progress.guard.best or now)
     words = "on the validation split: the model at the end against the best that it came to before a cut"
     return Kept(best, now, f"{words}; with `--set compare=true` against the full-size model")

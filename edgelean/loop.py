@@ -72,6 +72,8 @@ class ClosedLoop:
         The budgets on costs, each in the unit of its quantity.
     reach
         From what to what each quantity can be had.
+    left
+        The metric when the training was over, where there is a budget on what it may lose.
     """
 
     def __init__(self, bench: Bench, optimizer: torch.optim.Optimizer, around: Surroundings) -> None:
@@ -80,6 +82,7 @@ class ClosedLoop:
         self.ranks = Ranks.of(self.model)
         self._patient = Patient(bench, self.model, (optimizer, *around.followers), self.ranks)
         self._observing = ExitStack()
+        self.left: float | None = None
         self.record: Record = lambda event, step, **fields: None
         self._width = bench.step_width(around.board)
         self._floor = max(bench.profile.control.floor, self._width)
@@ -131,10 +134,12 @@ class ClosedLoop:
             self._observing.enter_context(eagerly(self.model))
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model; the training is over."""
         self._observing.close()
         self.scores.release()
         self.recent.release()
+        if self.bench.profile.budgets.accuracy_loss is not None:
+            self.left = self.validated()
 
     # -- one event -----------------------------------------------------------------------------------------------------
 
@@ -177,14 +182,7 @@ class ClosedLoop:
             return
         self._keep_spectra([choice.axis for choice in choices])
         turns = {name: each.turns for name, each in turned.items() if name in order}
-        why = {
-            "demand": demand.fraction,
-            "binding": demand.binding,
-            "targets": demand.targets,
-            "predicted_before": allocation.cost_before,
-            "prices": control.prices_of(allocation.prices, self._observed()),
-            "feasible": allocation.feasible,
-        }
+        why = control.why(demand, allocation, self._observed())
         self._carry_out(step, plan, turns, metric, **why)
 
     def _carry_out(

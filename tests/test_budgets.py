@@ -14,7 +14,6 @@ import edgelean
 from edgelean.bench import Bench
 from edgelean.board import load_board
 from edgelean.budget import Budget, parse_budget
-from edgelean.control import Observed
 from edgelean.errors import InputError
 from edgelean.feasibility import Reach, reach_of, refuse_the_unreachable, warnings_on
 from edgelean.judging import Kept, judge, judge_loss
@@ -170,15 +169,19 @@ def test_a_budget_near_the_edge_is_warned_about(limit, warned):
     assert bool(warnings_on(reach, {"energy": limit})) == warned
 
 
-def test_what_the_trace_holds_is_what_the_exported_file_holds():
+def test_what_is_predicted_of_a_structure_is_what_its_exported_file_holds():
     bench = bench_on(size="50%", memory="50%")
-    read, artifact = bench.read(), bench.read_artifact()
-    assert read.size.value == pytest.approx(artifact.size.value, rel=0.03)
-    assert read.memory.value == pytest.approx(artifact.memory.value, rel=0.03)
-    assert (artifact.size.provenance, read.memory.provenance) == ("measured", "modelled")
-    seen = bench.observed(read)
-    assert seen.keys() == {"latency", "energy", "memory", "size"}
-    assert seen["size"] == Observed(*[read.size.value] * 3, seen["size"].cost)
+    bench.read()
+    whole, predicted = bench.read_artifact(), bench.cost({})
+    assert predicted["size"] == pytest.approx(whole.size.value, rel=1e-6)
+    assert predicted["memory"] == pytest.approx(whole.memory.value, rel=1e-6)
+    assert (whole.size.provenance, whole.memory.provenance) == ("measured", "modelled")
+    assert bench.observed(whole).keys() == {"latency", "energy", "memory", "size"}
+    keep = dict.fromkeys(bench.anatomy.axes, 12)
+    cut, expected = bench.read_cut(keep), bench.cost(keep)
+    assert expected["size"] == pytest.approx(cut.size.value, rel=0.02)
+    assert expected["memory"] == pytest.approx(cut.memory.value, rel=0.02)
+    assert cut.size.value < 0.3 * whole.size.value
 
 
 def test_less_of_the_model_is_smaller_and_takes_less_memory():

@@ -165,7 +165,7 @@ def test_what_would_have_been_feasible_is_said_in_words():
     hard, soft = nearest(seen(events()), LIMITS, 0.03, "accuracy")
     assert "latency 3 ms, size 300 kB (accuracy 90.0 %" in hard
     assert "held at step 200, with accuracy 55.0 %" in soft
-    assert "at least 0.350" in soft
+    assert "at least 0.35" in soft
 
 
 def test_the_page_has_decisions_and_trade_offs():

@@ -56,6 +56,8 @@ class Scene:
     ----------
     time_s
         When the last event happened, in seconds since the start of the run.
+    best, loss_points
+        The best metric before a cut, and what of it may be lost; None where there is no such budget.
     widths
         Units before the first cut and now, of every axis that was cut.
     news
@@ -71,6 +73,8 @@ class Scene:
     loss: float | None = None
     metric: float | None = None
     metric_name: str = "metric"
+    best: float | None = None
+    loss_points: float | None = None
     parameters: int | None = None
     full_parameters: int | None = None
     levels: Mapping[str, Level] = field(default_factory=dict)
@@ -157,6 +161,7 @@ def _on_start(_: Scene, event: Event) -> dict[str, Any]:
         "steps": event["steps"],
         "epochs": event["epochs"],
         "levels": levels,
+        "loss_points": limits.get("accuracy_loss"),
         "parameters": full["parameters"],
         "full_parameters": full["parameters"],
     }
@@ -180,8 +185,9 @@ def _on_reading(scene: Scene, event: Event) -> dict[str, Any]:
     return {"levels": levels, "parameters": event["parameters"]}
 
 
-def _on_demand(_: Scene, event: Event) -> dict[str, Any]:
-    return {"news": event["reason"]}
+def _on_demand(scene: Scene, event: Event) -> dict[str, Any]:
+    seen = [metric for metric in (scene.best, event.get("metric")) if metric is not None]
+    return {"news": event["reason"], "best": max(seen, default=None)}
 
 
 def _on_cut(scene: Scene, event: Event) -> dict[str, Any]:
@@ -236,10 +242,17 @@ def _learning(scene: Scene) -> Text:
         parts += ["loss ", (numbers.number(scene.loss), "bold"), "   "]
     if scene.metric is not None:
         metric = numbers.metric_text(scene.metric_name, scene.metric)
-        parts += [f"{scene.metric_name} ", (metric, "bold"), " validation   "]
+        parts += [f"{scene.metric_name} ", (metric, "bold"), f" validation{_floor(scene)}   "]
     if scene.parameters is not None and scene.full_parameters is not None:
         parts += ["parameters ", (f"{scene.parameters:,}", "bold"), f" of {scene.full_parameters:,}"]
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
+def _floor(scene: Scene) -> str:
+    """Return what the metric may not fall below, where there is a budget on what it loses."""
+    if scene.loss_points is None or scene.best is None:
+        return ""
+    return f" (at least {numbers.metric_text(scene.metric_name, scene.best - scene.loss_points / 100)})"
 
 
 def _cut_table(scene: Scene, room: int, *, wide: bool) -> RenderableType:

@@ -14,7 +14,7 @@ from edgelean.control.controller import (
     rolled_back,
     step,
 )
-from edgelean.control.explain import clamp_of, prices_of, told
+from edgelean.control.explain import clamp_of, prices_of, told, why
 from edgelean.control.guard import Guard, recovered
 from edgelean.control.plant import Plant, cost_for, deviation, identify, new_plant, output
 from edgelean.control.settled import agreement, rank_correlation
@@ -51,4 +51,5 @@ __all__ = [
     "rolled_back",
     "step",
     "told",
+    "why",
 ]

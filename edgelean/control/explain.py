@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from edgelean.control.allocator import Allocation
 from edgelean.control.controller import ControllerState, Demand, Observed
 from edgelean.control.track import Standing
 
@@ -49,3 +50,15 @@ def told(demand: Demand, seen: Mapping[str, Observed], state: ControllerState) -
 def prices_of(prices: Mapping[str, float], seen: Mapping[str, Observed]) -> dict[str, float]:
     """Return in nats per unit of the reading what an allocator's prices say in nats per unit of predicted cost."""
     return {name: price * seen[name].cost / seen[name].measured for name, price in prices.items()}
+
+
+def why(demand: Demand, allocation: Allocation, seen: Mapping[str, Observed]) -> dict[str, Any]:
+    """Return what led to a cut as the fields of an event."""
+    return {
+        "demand": demand.fraction,
+        "binding": demand.binding,
+        "targets": demand.targets,
+        "predicted_before": allocation.cost_before,
+        "prices": prices_of(allocation.prices, seen),
+        "feasible": allocation.feasible,
+    }

@@ -122,7 +122,7 @@ def nearest(
     sentences = []
     accurate = [point for point in points if point.metric >= floor]
     closest = min(accurate, key=lambda point: max(point.costs[name] / limit for name, limit in limits.items()))
-    figures = ", ".join(f"{word(name)} {amount(closest.costs[name], UNITS[name])}" for name in limits)
+    figures = ", ".join(f"{word(name)} {amount(_above(closest.costs[name]), UNITS[name])}" for name in limits)
     sentences.append(
         f"The nearest budgets that hold with {metric_name} of at least {metric_text(metric_name, floor)}: {figures} "
         f"({metric_name} {metric_text(metric_name, closest.metric)}, the structure of step {closest.step})."
@@ -133,9 +133,15 @@ def nearest(
         sentences.append(
             f"The budgets were held at step {best.step}, with {metric_name} "
             f"{metric_text(metric_name, best.metric)}: whoever accepts that sets cut_tolerance to at least "
-            f"{max(point.metric for point in points) - best.metric:.3f}."
+            f"{_above(max(point.metric for point in points) - best.metric):.3g}."
         )
     return tuple(sentences)
+
+
+def _above(value: float) -> float:
+    """Return the next number of three digits that is not below a value: as a budget it holds."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2) if value > 0 else 1.0
+    return math.ceil(value / step - 1e-9) * step
 
 
 def _point(structure: _Structure, kept: bool, cut: Iterable[str]) -> TradeOff:
