@@ -179,8 +179,8 @@ def test_what_is_predicted_of_a_structure_is_what_its_exported_file_holds():
     assert bench.observed(whole).keys() == {"latency", "energy", "memory", "size"}
     keep = dict.fromkeys(bench.anatomy.axes, 12)
     cut, expected = bench.read_cut(keep), bench.cost(keep)
-    assert expected["size"] == pytest.approx(cut.size.value, rel=0.02)
-    assert expected["memory"] == pytest.approx(cut.memory.value, rel=0.02)
+    assert expected["size"] == pytest.approx(cut.size.value, rel=0.05)
+    assert expected["memory"] == pytest.approx(cut.memory.value, rel=0.05)
     assert cut.size.value < 0.3 * whole.size.value
 
 
