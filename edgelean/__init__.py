@@ -10,10 +10,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgelean.attachment import attach
     from edgelean.board import Board
+    from edgelean.budget import Budget
     from edgelean.errors import EdgeleanError
     from edgelean.measuring import measure
     from edgelean.pipeline import fit, load
-    from edgelean.profile import Budget, Profile
+    from edgelean.profile import Profile
     from edgelean.reading import Reading
     from edgelean.recipe import Recipe
     from edgelean.report.model import Report
@@ -36,7 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Board": "board",
-    "Budget": "profile",
+    "Budget": "budget",
     "EdgeleanError": "errors",
     "Plan": "shrink.plan",
     "Profile": "profile",

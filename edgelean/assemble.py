@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import edgelean
 from edgelean.chapters import FULL_SIZE, LEAN, Twin
 from edgelean.delivery import Delivery
-from edgelean.exporter.onnx import export_onnx
 from edgelean.job import About
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.reading import Reading
 from edgelean.report import write_report
+from edgelean.report.decisions import decisions
+from edgelean.report.front import TradeOff, front, nearest, seen
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
 from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
 from edgelean.spectra import rows
 from edgelean.stopwatch import Stopwatch
 from edgelean.training.run import Run
-from edgelean.training.trainer import Session
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
@@ -84,6 +82,7 @@ def assemble(made: Materials) -> Report:
     widths = tuple(LayerWidth(name, size, axes[name].size if name in axes else 0) for name, size in full)
     states = any(axis.kind == "states" for axis in axes.values())
     about, delivery = made.about, made.delivery
+    points = seen(events)
     return Report(
         edgelean_version=edgelean.__version__,
         recipe=about.name,
@@ -121,6 +120,9 @@ def assemble(made: Materials) -> Report:
         commands=_commands(delivery),
         form=delivery.form,
         forms=delivery.forms,
+        decisions=decisions(events),
+        front=front(points),
+        nearest=_nearest(made, points),
     )
 
 
@@ -134,6 +136,13 @@ def _timing(made: Materials) -> dict[str, float]:
 def _choices(events: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     """Return when and why a precision was chosen, where the profile leaves that to the run."""
     return (f"At step {event['step']} {event['text']}." for event in events if event["event"] == "precision")
+
+
+def _nearest(made: Materials, points: Sequence[TradeOff]) -> tuple[str, ...]:
+    """Return what would have been feasible, where a budget was not met."""
+    if all(verdict.outcome != "not met" for verdict in made.delivery.verdicts):
+        return ()
+    return nearest(points, made.loop.limits, made.about.profile.tolerance, made.about.metric_name)
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:
@@ -162,7 +171,6 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
         **_costs(reading),
         parameters=bench.parameters(),
         macs=bench.macs(),
-        artifact_bytes=next((f.bytes for f in made.delivery.bundle if f.name == "model.onnx"), None),
         training_s=spent.seconds,
         training_note="cuts and readings included",
         **_energies(spent, made.about.profile),
@@ -171,11 +179,11 @@ def _lean(made: Materials, events: Sequence[Mapping[str, Any]]) -> Side:
 
 def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> Side:
     if made.twin is not None:
-        accuracy, note, size = made.twin.metric, "after the same training", _artifact_bytes(made.twin.session)
+        accuracy, note = made.twin.metric, "after the same training"
         spent: Spent | None = spent_on(events, FULL_SIZE)
         training_note = "the same epochs, nothing cut"
     else:
-        accuracy, note, size = None, "not trained: --set compare=true trains it as well", None
+        accuracy, note = None, "not trained: --set compare=true trains it as well"
         spent = extrapolated(events, LEAN, made.about.steps)
         training_note = "estimated from the steps before the first cut" if spent is not None else "not known"
     return Side(
@@ -184,7 +192,6 @@ def _full_size(made: Materials, events: Sequence[Mapping[str, Any]], start: Mapp
         **_costs(made.loop.full_size),
         parameters=start["parameters"],
         macs=start["macs"],
-        artifact_bytes=size,
         training_s=None if spent is None else spent.seconds,
         training_note=training_note,
         **_energies(spent, made.about.profile),
@@ -197,6 +204,8 @@ def _costs(reading: Reading) -> dict[str, Any]:
         "energy_mj": reading.energy.value if reading.energy else None,
         "provenance": reading.latency.provenance,
         "energy_provenance": reading.energy.provenance if reading.energy else None,
+        "memory_bytes": reading.memory.value if reading.memory else None,
+        "artifact_bytes": round(reading.size.value) if reading.size else None,
     }
 
 
@@ -222,12 +231,6 @@ def _spectra(loop: ClosedLoop, final: Mapping[str, int]) -> Iterable[Spectrum]:
         unit = "Hankel singular value" if kind == "states" else "price of the unit in nats"
         if scores:
             yield Spectrum(name, kind, scores, kept, unit)
-
-
-def _artifact_bytes(session: Session) -> int:
-    example = next(iter(session.loaders.validation))[0][:2].to(session.device)
-    with tempfile.TemporaryDirectory() as folder:
-        return export_onnx(session.model, (example,), Path(folder) / "full-size.onnx", metadata={}).stat().st_size
 
 
 def _notes(reading: Reading) -> tuple[str, ...]:

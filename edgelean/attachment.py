@@ -219,6 +219,9 @@ def attach(
     steps: int,
     latency: str | None = None,
     energy: str | None = None,
+    memory: str | None = None,
+    size: str | None = None,
+    accuracy_loss: str | None = None,
     validate: Callable[[], float | None] | None = None,
     followers: Sequence[Follower] = (),
     target: str | None = None,
@@ -241,7 +244,7 @@ def attach(
         A name on the shelf, a TOML file, or a `Profile`.
     steps
         How many optimizer steps the training will have.
-    latency, energy
+    latency, energy, memory, size, accuracy_loss
         Other budgets than the profile's, as for `edgelean.fit`.
     validate
         Gives the metric on validation data, higher is better. With it a cut that the model does not recover from is
@@ -273,7 +276,9 @@ def attach(
     if steps < 1:
         raise InputError(f"attach needs the number of optimizer steps of the training, found steps={steps}")
     wanted = profile if isinstance(profile, Profile) else load_profile(profile)
-    wanted = wanted.with_budgets(latency, energy)
+    wanted = wanted.with_budgets(latency, energy, memory, size, accuracy_loss)
+    if wanted.budgets.accuracy_loss is not None and validate is None:
+        raise InputError("an accuracy_loss budget needs something to tell it by: give validate, or drop the budget")
     board = load_board(wanted.board)
     stopwatch = Stopwatch()
     network = unwrapped(model)

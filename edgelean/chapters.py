@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from edgelean.control import UNITS
 from edgelean.errors import DivergenceError, EdgeleanError, InputError
 from edgelean.job import About, Job
 from edgelean.loop import ClosedLoop
@@ -77,7 +76,6 @@ def begin(run: Run, about: About, loop: ClosedLoop) -> None:
     """Record what a run starts from; what a killed process recorded before its first checkpoint no longer counts."""
     if run.events():
         run.go_on(NOWHERE)
-    latency, energy = loop.full_size.latency, loop.full_size.energy
     run.record(
         "start",
         0,
@@ -90,16 +88,17 @@ def begin(run: Run, about: About, loop: ClosedLoop) -> None:
         steps=about.steps,
         metric_name=about.metric_name,
         budgets=[
-            {"quantity": name, "limit": limit, "unit": UNITS[name], "percentile": loop.full_size.percentile}
-            for name, limit in loop.limits.items()
+            {
+                "quantity": budget.quantity,
+                "limit": loop.limits.get(budget.quantity, budget.limit),
+                "unit": budget.unit,
+                "percentile": budget.percentile,
+            }
+            for budget in about.profile.budgets.given
         ],
+        reach={name: asdict(reach) for name, reach in loop.reach.items()},
         full_size={
-            "latency_ms": latency.value,
-            "energy_mj": energy.value if energy else None,
-            "provenance": latency.provenance,
-            "energy_provenance": energy.provenance if energy else None,
-            "parameters": loop.bench.parameters(),
-            "macs": loop.bench.macs(),
+            **loop.bench.told(loop.full_size),
             "axes": {name: axis.size for name, axis in loop.bench.anatomy.axes.items()},
         },
     )

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgelean import control
-from edgelean.bench import Bench, refuse_the_unreachable
+from edgelean.bench import Bench
 from edgelean.board import Precision
 from edgelean.errors import InputError
+from edgelean.feasibility import Reach, reach_of, refuse_the_unreachable
 from edgelean.reading import Reading
+from edgelean.shrink.wrappers import Ranks
 from edgelean.surroundings import Surroundings
 from edgelean.training.rounded import computing_in
 
@@ -67,16 +69,17 @@ class Option:
         return figures if self.reachable else f"{figures} and does not reach the budgets"
 
 
-def refuse_in_all_precisions(
+def reach_in_some_precision(
     bench: Bench,
     around: Surroundings,
     floor: int,
-    limits: Mapping[str, float],
     start: Mapping[str, control.Observed],
-) -> None:
-    """Refuse budgets that the model at its smallest misses in every precision that it may have.
+    limits: Mapping[str, float],
+    ranks: Ranks,
+) -> dict[str, Reach]:
+    """Return what can be reached in the lowest precision that the model may have and the board tells of.
 
-    See `edgelean.bench.refuse_the_unreachable`.
+    See `edgelean.feasibility.reach_of`.
 
     Raises
     ------
@@ -92,12 +95,14 @@ def refuse_in_all_precisions(
     for precision in reversed(among):
         bench.compute_in(precision)
         try:
-            refuse_the_unreachable(bench, floor, limits, start)
+            reach = ranks.first(lambda: reach_of(bench, floor, start, limits))
+            refuse_the_unreachable(reach, floor, limits)
             break
         except InputError:  # too much, or the board does not tell how fast it is in this precision
             if precision == among[0]:
                 raise
     bench.compute_in(among[0])
+    return reach
 
 
 def in_any_precision(reading: Reading) -> Reading:

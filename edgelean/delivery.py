@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from edgelean.exporter.recorded import recording_of
 from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_name
 from edgelean.exporter.targets import PRECISIONS, ExportTarget, graph_target, graph_targets, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
-from edgelean.judging import judge, values_of
+from edgelean.judging import Kept, judge, judge_loss, values_of
 from edgelean.loop import ClosedLoop
 from edgelean.reading import Reading
 from edgelean.recipe import Metric
@@ -115,7 +116,13 @@ def evidence(model: nn.Module, pairs: Iterable[tuple[Sample, Tensor]], metric: M
 
 
 def deliver(
-    loop: ClosedLoop, evidence: Evidence, samples: Samples, label: Label, folder: Path, stopwatch: Stopwatch
+    loop: ClosedLoop,
+    evidence: Evidence,
+    samples: Samples,
+    label: Label,
+    folder: Path,
+    stopwatch: Stopwatch,
+    full_size_metric: float | None = None,
 ) -> Delivery:
     """Export, verify, judge and bundle the model that a loop has steered.
 
@@ -127,6 +134,8 @@ def deliver(
         What the trained model says about the test split.
     folder
         The bundle's place.
+    full_size_metric
+        Of the full-size model on the test split, where it was trained as well.
     """
     bench, targets = loop.bench, _targets(loop)
     with tempfile.TemporaryDirectory() as scratch:
@@ -140,6 +149,9 @@ def deliver(
         notes += (*((f"The model is exported {recording}",) if recording else ()), *fallen)
         reading = bench.read_files(_by_precision(loop, exported["sequence"]))
         verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
+        if bench.profile.budgets.accuracy_loss is not None:
+            kept = _kept(loop, checks, full_size_metric)
+            verdicts = (*verdicts, judge_loss(bench.profile.budgets.accuracy_loss, kept))
         forms = () if steps is None else _compared(bench, steps, _by_precision(loop, exported["step"]), reading, checks)
         facts = BundleFacts(
             title=label.title,
@@ -197,6 +209,18 @@ def _settled(
     asked = {load_target(name).graph for name in bench.profile.targets}
     kept = [(file, check) for file, check in checked if check.passed or check.file in asked]
     return kept, (f"{chosen.graph} failed its check, so the verdicts are on {left} and not on {chosen.precision}.",)
+
+
+def _kept(loop: ClosedLoop, checks: Sequence[ArtifactCheck], full_size: float | None) -> Kept:
+    """Return what is left of the metric: against the full-size model, else against the best before a cut."""
+    if full_size is not None:
+        shipped = [check for check in checks if check.precision == loop.bench.profile.precision] or list(checks)
+        worst = min(check.metric_artifact for check in shipped)
+        return Kept(full_size, worst, "on the test split: the exported file against the full-size model, trained alike")
+    now = math.nan if loop.left is None else loop.left
+    best = max(now, loop.progress.guard.best or now)
+    words = "on the validation split: the model at the end against the best that it came to before a cut"
+    return Kept(best, now, f"{words}; with `--set compare=true` against the full-size model")
 
 
 def _export(

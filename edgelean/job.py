@@ -86,6 +86,9 @@ def ask(
     *,
     latency: str | None = None,
     energy: str | None = None,
+    memory: str | None = None,
+    size: str | None = None,
+    accuracy_loss: str | None = None,
     target: str | None = None,
     seed: int = 0,
     settings: Mapping[str, str] | None = None,
@@ -102,7 +105,7 @@ def ask(
     own = {key: text for key, text in (settings or {}).items() if key not in steering}
     found = checked(found.with_settings(own))
     wanted = profile if isinstance(profile, Profile) else load_profile(profile)
-    wanted = wanted.with_budgets(latency, energy).with_control(steering)
+    wanted = wanted.with_budgets(latency, energy, memory, size, accuracy_loss).with_control(steering)
     asked = {
         "edgelean": edgelean.__version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from edgelean import control
-from edgelean.bench import Bench, limits_of
+from edgelean.bench import Bench
 from edgelean.board import Precision
-from edgelean.choosing import choose, in_any_precision, refuse_in_all_precisions
+from edgelean.choosing import choose, in_any_precision, reach_in_some_precision
 from edgelean.errors import DeviceError, LawError
+from edgelean.feasibility import limits_of, warnings_on
 from edgelean.progress import Pending, Progress
 from edgelean.reading import Reading, incomparable
 from edgelean.shrink.cut import cloned, put_back, saved, saved_model, saved_optimizer
@@ -70,7 +71,11 @@ class ClosedLoop:
     full_size
         The reading of the model before the first cut.
     limits
-        The budgets in ms and mJ.
+        The budgets on costs, each in the unit of its quantity.
+    reach
+        From what to what each quantity can be had.
+    left
+        The metric when the training was over, where there is a budget on what it may lose.
     """
 
     def __init__(self, bench: Bench, optimizer: torch.optim.Optimizer, around: Surroundings) -> None:
@@ -79,20 +84,22 @@ class ClosedLoop:
         self.ranks = Ranks.of(self.model)
         self._patient = Patient(bench, self.model, (optimizer, *around.followers), self.ranks)
         self._observing = ExitStack()
+        self.left: float | None = None
         self.record: Record = lambda event, step, **fields: None
         self._width = bench.step_width(around.board)
         self._floor = max(bench.profile.control.floor, self._width)
+        # Read before there are hooks: the smallest model is a copy, and must not be observed.
+        self.full_size = around.full_size or self.ranks.first(bench.read)
+        self.limits = limits_of(bench.profile, self.full_size)
+        start = bench.observed(self.full_size)
+        self.reach = reach_in_some_precision(bench, around, self._floor, start, self.limits, self.ranks)
         # The seed of the training is that of a score that draws numbers, too.
         self.scores: Score = open_score(bench.profile.control.score, torch.initial_seed())
         self.scores.watch(bench.model, bench.anatomy.axes)
         self.recent = Recent()
         self.recent.watch(bench.model, bench.batch)
-        self.full_size = around.full_size or self.ranks.first(bench.read)
-        self.limits = limits_of(bench.profile, self.full_size)
-        start = bench.observed(self.full_size)
-        refuse_in_all_precisions(bench, around, self._floor, self.limits, start)
         state = control.init(bench.profile.control, self.limits, start, around.steps)
-        guard = control.Guard(bench.profile.accuracy.cut_tolerance)
+        guard = control.Guard(bench.profile.tolerance)
         self.progress = Progress(state, self.full_size, guard)
         self._laps_s: list[float] = []
         self._returned_s = time.perf_counter()
@@ -128,10 +135,12 @@ class ClosedLoop:
             self._observing.enter_context(eagerly(self.model))
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model; the training is over."""
         self._observing.close()
         self.scores.release()
         self.recent.release()
+        if self.bench.profile.budgets.accuracy_loss is not None:
+            self.left = self.validated()
 
     def compute_in(self, precision: Precision) -> None:
         """Read, predict, validate and cut from now on as suits a precision."""
@@ -146,7 +155,7 @@ class ClosedLoop:
 
         def enter(precision: Precision) -> list[control.Choice]:
             self.compute_in(precision)
-            return self._choices(turned, 1.0)[1]
+            return self.choices(turned, 1.0)[1]
 
         best, told = choose(self.bench, self.around, self.limits, enter)
         self.compute_in(best.precision)
@@ -159,7 +168,7 @@ class ClosedLoop:
     def _event(self, step: int) -> None:
         if len(self.bench.profile.precisions) > 1 and self.progress.precision is None:
             self._choose_precision(step)
-        metric = self._validated()
+        metric = self.validated()
         if (metric is None and self.around.validate is not None) or self._recovering(step, metric):
             return
         if self._uncertain():
@@ -170,7 +179,7 @@ class ClosedLoop:
             self.progress.confirmed = True
             self._read_again(step)
             demand = self._demand(step)
-        self.record("demand", step, **demand.to_json())
+        self.record("demand", step, metric=metric, **control.told(demand, self._observed(), self.progress.controller))
         if demand.fraction > 0:
             self._cut(step, demand, metric)
         elif control.all_met(demand):
@@ -188,7 +197,7 @@ class ClosedLoop:
 
     def _cut(self, step: int, demand: control.Demand, metric: float | None) -> None:
         turned = balance(self._patient, self.recent.inputs())
-        order, choices = self._choices(turned, self.bench.profile.control.largest_axis_cut)
+        order, choices = self.choices(turned, self.bench.profile.control.largest_axis_cut)
         allocation = control.allocate(choices, self.bench.cost, demand.targets)
         mine = make_plan(self.bench.anatomy, allocation.keep, order, allocation.nats)
         plan = Plan.from_json(self.ranks.same(mine.to_json()))
@@ -197,7 +206,8 @@ class ClosedLoop:
             return
         self._keep_spectra([choice.axis for choice in choices])
         turns = {name: each.turns for name, each in turned.items() if name in order}
-        self._carry_out(step, plan, turns, metric, demand=demand.fraction, binding=demand.binding)
+        why = control.why(demand, allocation, self._observed())
+        self._carry_out(step, plan, turns, metric, **why)
 
     def _carry_out(
         self, step: int, plan: Plan, turns: Mapping[str, Sequence[Turn]], metric: float | None, **why: Any
@@ -222,11 +232,10 @@ class ClosedLoop:
     def _record_cut(self, step: int, plan: Plan, operation: Operation, metric: float | None, **why: Any) -> None:
         if operation.hankel:
             self.record("spectrum", step, layers=self._looks.told(operation.hankel))
-        now = self._validated()
+        now = self.validated()
         self.progress.guard = self.progress.guard.after_cut(now)
         # The last lap stays: another cut of the same step has a pace, too.
         step_s, self._laps_s = statistics.median(self._laps_s), self._laps_s[-1:]
-        cost = self.bench.cost({})
         self.record(
             "cut",
             step,
@@ -237,14 +246,14 @@ class ClosedLoop:
             metric_after=now,
             parameters=self.bench.parameters(),
             step_s=step_s,
-            predicted={"latency_ms": cost["latency"], "energy_mj": cost["energy"]},
+            predicted=self.bench.cost({}),
             law_error=operation.error,
             notes=operation.notes,
             truncations=[truncation.to_json() for truncation in operation.truncations],
             plan=plan.to_json(),
         )
 
-    def _choices(
+    def choices(
         self, turned: Mapping[str, Balanced], most: float
     ) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
         """Return in which order units of each axis go, and what the allocator may take: at most this share of each."""
@@ -350,7 +359,7 @@ class ClosedLoop:
 
     def record_beginning(self) -> None:
         """Record, before the first step, what a person should know, and the reading of the full-size model."""
-        for note in self.bench.notes:
+        for note in (*self.bench.notes, *warnings_on(self.reach, self.limits)):
             self.record("note", 0, text=note)
         self.record_reading(0)
 
@@ -358,7 +367,8 @@ class ClosedLoop:
         """Record the last reading as an event."""
         self.record("reading", step, **self.bench.told(self.progress.reading))
 
-    def _validated(self) -> float | None:
+    def validated(self) -> float | None:
+        """Return the metric on the validation data; None where there is none."""
         if self.around.validate is None:
             return None
         with self.around.stopwatch.phase("evaluating"), computing_in(self.bench.profile.precision):
@@ -401,5 +411,5 @@ class ClosedLoop:
             self.record("wait", step, reason=f"no layer has states to lose at a Hankel tolerance of {tolerance:g}")
             return
         self._keep_spectra(keep)
-        self._carry_out(step, plan, {}, self._validated(), demand=0.0, binding="tolerance")
+        self._carry_out(step, plan, {}, self.validated(), demand=0.0, binding="tolerance")
         self.progress.pending, self.progress.doubts = None, 0

@@ -5,23 +5,26 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgelean.board import Board, Precision, load_board
+from edgelean.budget import Budgets
 from edgelean.errors import DeviceError, InputError, MissingError
 from edgelean.exporter.bundle import MANIFEST, check_bundle
 from edgelean.exporter.targets import graph_target
 from edgelean.judging import judge
-from edgelean.profile import Budgets, Profile, load_profile
+from edgelean.profile import Profile, load_profile
 from edgelean.reading import Figure, Provenance, Reading
 from edgelean.report import read_report
 from edgelean.report.model import Verdict
 from edgelean.sensors.identify import THIS_MACHINE
 from edgelean.target import THOROUGH, Candidate, Target, open_target
+from edgelean.target.held import measured_size, memory_figure
 from edgelean.target.latency import percentile_interval
-from edgelean.target.onnx_graph import operators_of
+from edgelean.target.onnx_graph import held_by, operators_of
 from edgelean.target.onnx_inputs import feeds_from, fix_shapes, precision_of, random_feeds, read_model
 from edgelean.target.runtime import EagerTorch
 from edgelean.training.run import Run
@@ -47,8 +50,8 @@ class Wishes:
         Another batch than the profile's.
     runtime
         Another runtime than the one that the board deploys.
-    latency, energy
-        Other budgets than the profile's: ``"2ms"``, ``"10mJ"``.
+    latency, energy, memory, size
+        Other budgets than the profile's: ``"2ms"``, ``"10mJ"``, ``"2MB"``, ``"300kB"``.
     shapes
         Shapes of inputs that the file leaves open, by name, with or without the batch.
     inputs
@@ -60,6 +63,8 @@ class Wishes:
     runtime: RuntimeWord | None = None
     latency: str | None = None
     energy: str | None = None
+    memory: str | None = None
+    size: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: Path | None = None
 
@@ -235,7 +240,8 @@ def _take(
         if wishes.runtime is not None and place.name != "local":
             raise InputError(f"--runtime {wishes.runtime}: the target is {place.name}, and only local has a choice")
         with tempfile.TemporaryDirectory() as scratch:
-            reading = place.read(candidate(place, Path(scratch)))
+            taken = candidate(place, Path(scratch))
+            reading = _with_what_it_holds(place.read(taken), taken, profile)
     finally:
         place.close()
     if reading.noise:
@@ -245,6 +251,18 @@ def _take(
         unjudged = (*unjudged, "energy: nothing here can tell it, see `edgelean doctor` for the sensors")
     verdicts = judge(profile.budgets, reading, limits, full_size)
     return Measurement(name, profile, board, place.name, reading, percentiles_of(reading), verdicts, unjudged)
+
+
+def _with_what_it_holds(reading: Reading, candidate: Candidate, profile: Profile) -> Reading:
+    """Return a reading with memory and size of the file; without them for a PyTorch model that runs as it is."""
+    file = candidate.onnx(profile.precision)
+    if not file.is_file():
+        return reading
+    sized = replace(reading, size=measured_size(file, profile.precision))
+    # Of a file whose shapes cannot all be inferred the memory is not known.
+    with suppress(InputError):
+        return replace(sized, memory=memory_figure(held_by(file, profile.batch), profile.precision))
+    return sized
 
 
 def percentiles_of(reading: Reading) -> dict[float, Figure]:
@@ -276,7 +294,7 @@ def _wanted(profile: str | Path | Profile | None, wishes: Wishes) -> Profile:
         if wishes.batch < 1:
             raise InputError(f"a batch has at least one sample, found {wishes.batch}")
         found = found.model_copy(update={"batch": wishes.batch})
-    return found.with_budgets(wishes.latency, wishes.energy)
+    return found.with_budgets(wishes.latency, wishes.energy, wishes.memory, wishes.size)
 
 
 def _bundled(folder: Path, board: Board) -> dict[Precision, Path]:
@@ -306,11 +324,16 @@ def _profile_of_run(folder: Path) -> Profile | None:
 
 
 def _full_size(folder: Path) -> dict[str, float]:
-    """Return what the full-size model of a run took, by quantity in ms and mJ."""
+    """Return what the full-size model of a run took, by quantity, each in its unit."""
     if not (folder / "run.json").is_file():
         return {}
     full = read_report(folder).full_size
-    known = {"latency": full.latency_ms, "energy": full.energy_mj}
+    known = {
+        "latency": full.latency_ms,
+        "energy": full.energy_mj,
+        "memory": full.memory_bytes,
+        "size": full.artifact_bytes,
+    }
     return {quantity: value for quantity, value in known.items() if value is not None}
 
 
@@ -338,10 +361,10 @@ def _in_precision(files: Mapping[Precision, Path], precision: Precision, place: 
 
 
 def _limits(budgets: Budgets, full_size: Mapping[str, float]) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Return the budgets in ms and mJ, and why the others have no limit."""
+    """Return the budgets in the units of their quantities, and why the others have no limit."""
     limits: dict[str, float] = {}
     without = []
-    for budget in filter(None, (budgets.latency, budgets.energy)):
+    for budget in budgets.costs:
         if budget.limit is not None or budget.quantity in full_size:
             limits[budget.quantity] = budget.resolve(full_size.get(budget.quantity, 0.0))
         else:
@@ -349,6 +372,8 @@ def _limits(budgets: Budgets, full_size: Mapping[str, float]) -> tuple[dict[str,
                 f"{budget.quantity}: {budget} is a share of a full-size model, which is not known here: give a budget "
                 f"in {budget.unit} with --{budget.quantity}"
             )
+    if budgets.accuracy_loss is not None:
+        without.append("accuracy loss: a measurement runs no test split, see the report of the run")
     return limits, tuple(without)
 
 

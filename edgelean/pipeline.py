@@ -38,6 +38,9 @@ def fit(
     *,
     latency: str | None = None,
     energy: str | None = None,
+    memory: str | None = None,
+    size: str | None = None,
+    accuracy_loss: str | None = None,
     target: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -52,8 +55,9 @@ def fit(
         A built-in name, a Python file, an importable ``module:name``, or a `Recipe`.
     profile
         A name on the shelf, a TOML file, or a `Profile`.
-    latency, energy
-        Other budgets than the profile's: ``"2ms"``, ``"10mJ"``, or a share of the full-size model such as ``"50%"``.
+    latency, energy, memory, size, accuracy_loss
+        Other budgets than the profile's: ``"2ms"``, ``"10mJ"``, ``"2MB"``, ``"300kB"``, or a share of the full-size
+        model such as ``"50%"``; an accuracy loss in points of the metric, ``"2 points"``.
     target
         ``"local"``, ``"modelled"`` or ``"ssh://[user@]host"``; left out: local where the board is this machine, else
         modelled.
@@ -69,7 +73,8 @@ def fit(
     Report
         Also written into the run's folder, as report.json and report.html.
     """
-    job = ask(recipe, profile, latency=latency, energy=energy, target=target, seed=seed, settings=settings)
+    budgets = {"latency": latency, "energy": energy, "memory": memory, "size": size, "accuracy_loss": accuracy_loss}
+    job = ask(recipe, profile, **budgets, target=target, seed=seed, settings=settings)
     return run(job, Path(out) if out is not None else new_folder(job), on_event)
 
 
@@ -150,5 +155,6 @@ def _worked_through(
     twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
     label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
     evidence = evidence_of(session)
-    delivery = deliver(loop, evidence, samples_of(session), label, here.folder / "bundle", stopwatch)
+    known, out = None if twin is None else twin.metric, here.folder / "bundle"
+    delivery = deliver(loop, evidence, samples_of(session), label, out, stopwatch, known)
     return conclude(Materials(about, evidence.metric_of_model(), loop, twin, delivery, here, stopwatch))

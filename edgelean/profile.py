@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import (
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from edgelean.board import Precision, load_board
 from edgelean.board.document import (
@@ -31,142 +21,13 @@ from edgelean.board.document import (
     nearest,
     read_document,
 )
+from edgelean.budget import Budgets
 from edgelean.electricity import Electricity, electricity, find_country
 from edgelean.errors import EdgeleanError, InputError
+from edgelean.quantity import QUANTITIES
 from edgelean.shelf import shelf
 
-Quantity = Literal["latency", "energy"]
 ScoreName = Literal["energy", "magnitude", "taylor", "activation", "batch_norm", "random"]
-
-_UNITS: Mapping[Quantity, Mapping[str, float]] = {
-    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
-    "energy": {"uJ": 1e-3, "mJ": 1.0, "J": 1e3},
-}
-_EXAMPLES: Mapping[Quantity, str] = {"latency": '"2ms", "350us", "0.5s"', "energy": '"10mJ", "50uJ", "2J"'}
-_AMOUNT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z]+|%)\s*")
-
-
-class Budget(Frozen):
-    """A bound on one quantity, absolute or as a share of what the full-size model costs.
-
-    Attributes
-    ----------
-    quantity
-        ``latency`` of one batch, or ``energy`` of one inference, that is of one sample.
-    limit
-        The bound in ms or mJ.
-    share
-        The bound as a share of the full-size model, above 0 and up to 1. Exactly one of limit and share is given.
-    percentile
-        Which percentile of the latency must stay within the bound. Energy is a mean and has none (50).
-    """
-
-    quantity: Quantity
-    limit: FiniteFloat | None = Field(default=None, gt=0)
-    share: FiniteFloat | None = Field(default=None, gt=0, le=1)
-    percentile: FiniteFloat = Field(default=50.0, gt=0, lt=100)
-
-    @model_validator(mode="after")
-    def _is_one_bound(self) -> Self:
-        if (self.limit is None) == (self.share is None):
-            raise ValueError('give either limit = "2ms" or share = "50%", and not both')
-        if self.quantity == "energy" and self.percentile != 50:
-            raise ValueError("percentile is for latency; the energy of an inference is a mean")
-        return self
-
-    @property
-    def unit(self) -> Literal["ms", "mJ"]:
-        """The unit of the limit."""
-        return "ms" if self.quantity == "latency" else "mJ"
-
-    def resolve(self, full_size: float) -> float:
-        """Return the bound in ms or mJ, given what the full-size model costs in that unit.
-
-        Raises
-        ------
-        InputError
-            The budget is a share, and the cost of the full-size model is not a positive number.
-        """
-        if self.limit is not None:
-            return self.limit
-        if not (math.isfinite(full_size) and full_size > 0):
-            raise InputError(
-                f"the {self.quantity} budget {self} is a share of the full-size model, whose {self.quantity} is "
-                f"{full_size} {self.unit}: give the budget in {self.unit}"
-            )
-        return (self.share or 1.0) * full_size
-
-    def __str__(self) -> str:
-        """Return the budget as it would be written in a profile."""
-        amount = 100 * (self.share or 1.0) if self.limit is None else self.limit
-        return f"{amount:.12g}{'%' if self.limit is None else self.unit}"
-
-
-def parse_budget(quantity: Quantity, text: str, percentile: float = 50.0) -> Budget:
-    """Return the budget that a text such as "2ms", "350us", "10mJ", "2J" or "50%" means.
-
-    Raises
-    ------
-    InputError
-        The text has no number, no unit or the unit of something else, or it is not above 0, or above 100 %.
-    """
-    value, unit = _amount(quantity, text)
-    if not 0 < percentile < 100:
-        raise InputError(f"{quantity} budget {text!r}: the percentile must be between 0 and 100, found {percentile:g}")
-    if unit == "%":
-        return Budget(quantity=quantity, share=value, percentile=percentile)
-    return Budget(quantity=quantity, limit=value, percentile=percentile)
-
-
-def _amount(quantity: Quantity, text: str) -> tuple[float, str]:
-    """Return the value, in ms, mJ or as a share, and the unit that was written."""
-    factors = {**_UNITS[quantity], "%": 0.01}
-    match = _AMOUNT.fullmatch(text)
-    if match is None or match[2] not in factors:
-        raise InputError(
-            f"{quantity} budget {text!r}: write a number and a unit, such as {_EXAMPLES[quantity]}, or a share of the "
-            'full-size model, such as "50%"'
-        )
-    value = float(match[1]) * factors[match[2]]
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{quantity} budget {text!r}: must be above 0 and finite")
-    if match[2] == "%" and value > 1:
-        raise InputError(f"{quantity} budget {text!r}: a share of the full-size model is at most 100%")
-    return value, match[2]
-
-
-class Budgets(Frozen):
-    """What a model may cost; at least one bound is given."""
-
-    latency: Budget | None = knob(None, "ms or share", "Bound on a percentile of the latency of one batch.")
-    energy: Budget | None = knob(None, "mJ or share", "Bound on the energy of one inference, that is of one sample.")
-
-    @field_validator("latency", "energy", mode="before")
-    @classmethod
-    def _read(cls, written: Any, info: ValidationInfo) -> Any:
-        quantity: Quantity = "latency" if info.field_name == "latency" else "energy"
-        if isinstance(written, str):
-            return parse_budget(quantity, written)
-        if isinstance(written, dict) and "quantity" not in written:
-            return {"quantity": quantity, **{key: _bound(quantity, key, value) for key, value in written.items()}}
-        if isinstance(written, int | float):
-            raise InputError(f"a number needs its unit, such as {_EXAMPLES[quantity]}, found {written}")
-        return written
-
-    @model_validator(mode="after")
-    def _is_a_budget(self) -> Self:
-        if self.latency is None and self.energy is None:
-            raise ValueError('give a latency such as "2ms", an energy such as "10mJ", or both')
-        return self
-
-
-def _bound(quantity: Quantity, key: str, value: Any) -> Any:
-    if key not in ("limit", "share"):
-        return value
-    amount, unit = _amount(quantity, str(value))
-    if (unit == "%") != (key == "share"):
-        raise InputError(f'{key} = {value!r}: a limit is such as {_EXAMPLES[quantity]}, a share is such as "50%"')
-    return amount
 
 
 class ControlSettings(Frozen):
@@ -320,6 +181,12 @@ class Profile(Frozen):
         """The electricity that trains the model: of the country, or with the number, or the mean of the world."""
         return electricity(self.country, self.carbon_g_per_kwh)
 
+    @property
+    def tolerance(self) -> float:
+        """Drop of the metric beyond which a cut is rolled back: of one cut, or all that may be lost if that is less."""
+        loss = self.budgets.accuracy_loss
+        return min(self.accuracy.cut_tolerance, math.inf if loss is None else loss.resolve(math.nan) / 100)
+
     def with_control(self, settings: Mapping[str, str]) -> Profile:
         """Return the profile with knobs of its ``[control]`` table replaced, as ``--set key=value`` asks.
 
@@ -337,7 +204,14 @@ class Profile(Frozen):
             pairs = " ".join(f"--set {key}={text}" for key, text in settings.items())
             raise InputError(f"{pairs}: {'; '.join(complaints(ControlSettings, error))}") from None
 
-    def with_budgets(self, latency: str | None = None, energy: str | None = None) -> Profile:
+    def with_budgets(
+        self,
+        latency: str | None = None,
+        energy: str | None = None,
+        memory: str | None = None,
+        size: str | None = None,
+        accuracy_loss: str | None = None,
+    ) -> Profile:
         """Return the profile with other budgets, written as in a profile; None leaves a budget as it is.
 
         Raises
@@ -345,13 +219,8 @@ class Profile(Frozen):
         InputError
             A text is not a budget.
         """
-        budgets = self.budgets
-        if latency is not None:
-            percentile = budgets.latency.percentile if budgets.latency else 50.0
-            budgets = budgets.model_copy(update={"latency": parse_budget("latency", latency, percentile)})
-        if energy is not None:
-            budgets = budgets.model_copy(update={"energy": parse_budget("energy", energy)})
-        return self.model_copy(update={"budgets": budgets})
+        texts = zip(QUANTITIES, (latency, energy, memory, size, accuracy_loss), strict=True)
+        return self.model_copy(update={"budgets": self.budgets.replaced(dict(texts))})
 
 
 def _plain(text: str) -> Any:

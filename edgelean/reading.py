@@ -55,8 +55,12 @@ class Reading:
     energy
         Energy of one inference (one sample of the batch), in mJ, gross: whatever the sensor saw while the model ran
         back to back. None where nothing can tell it.
+    memory
+        Weights and live activations of one batch, in bytes; None where the graph is not known.
+    size
+        The exported file in the precision of the profile, in bytes; None where there is none.
     energy_net
-        The same less the idle power times the time; None where the idle power was not measured.
+        The energy less the idle power times the time; None where the idle power was not measured.
     batch, percentile
         What the latency is about: samples per call, and the percentile (50 for the median).
     samples_ms
@@ -76,6 +80,8 @@ class Reading:
     samples_ms: tuple[float, ...] = ()
     conditions: Mapping[str, str] = field(default_factory=dict)
     noise: str = ""
+    memory: Figure | None = None
+    size: Figure | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the reading as plain JSON types; the single samples are left out."""

@@ -186,3 +186,30 @@ def test_it_is_plain_json():
     choices, cost = network(2)
     found = allocate(choices, cost, {"latency": 0.7 * cost(whole(choices))["latency"]})
     assert json.loads(json.dumps(found.to_json()))["keep"] == found.keep
+
+
+@settings(deadline=None)
+@given(instances, st.floats(0.4, 0.95), st.floats(0.4, 1.5))
+def test_a_price_is_the_most_that_a_step_back_would_buy_which_its_target_forbids(instance, first, second):
+    choices, cost = instance
+    full = cost(whole(choices))
+    targets = {"latency": first * full["latency"], "energy": second * full["energy"]}
+    found = allocate(choices, cost, targets)
+    expected = dict.fromkeys(targets, 0.0)
+    for choice in choices:
+        at = choice.levels.index(found.keep[choice.axis])
+        for level in choice.levels[max(0, at - 4) : at]:
+            costs = cost({**found.keep, choice.axis: level})
+            nats = choice.prices[choice.size - choice.levels[at]] - choice.prices[choice.size - level]
+            for name, target in targets.items():
+                over = costs[name] - found.cost_after[name]
+                if costs[name] > target * (1 + 1e-9) and over > 1e-9 * costs[name]:
+                    expected[name] = max(expected[name], nats / over)
+    assert found.prices == pytest.approx(expected)
+
+
+def test_a_budget_that_binds_nothing_has_no_price():
+    choices, cost = network(3)
+    full = cost(whole(choices))
+    prices = allocate(choices, cost, {"latency": 0.6 * full["latency"], "energy": 2 * full["energy"]}).prices
+    assert prices["energy"] == 0 < prices["latency"]

@@ -258,3 +258,29 @@ def test_summary_says_met_not_met_and_undecided_in_words():
 def test_summary_names_a_failed_check():
     lines = _summary(sample_report(checks=(sample_check(passed=False, reason="another class wins"),)))
     assert "model.onnx failed: another class wins" in lines
+
+
+def test_lines_tell_memory_and_size_with_their_provenance_and_what_a_further_unit_would_buy():
+    reading = {"event": "reading", "step": 9, "latency_ms": 0.2, "energy_mj": None, "provenance": "measured"}
+    held = {
+        "memory_bytes": 13_400.0,
+        "memory_provenance": "modelled",
+        "size_bytes": 9_930,
+        "size_provenance": "measured",
+    }
+    line = line_of({**reading, **held, "parameters": 5})
+    assert line.endswith("5 parameters, memory 13.4 kB (modelled), size 9.93 kB (measured)")
+    cut = {"event": "cut", "step": 9, "axes": [], "nats": 0.1, "metric_before": 0.9, "metric_after": 0.8}
+    told = line_of({**cut, "prices": {"latency": 0.25, "energy": 0.0, "size": 2e-6}})
+    assert "a further ms of latency would buy 0.25 nats; a further MB of size would buy 2.0 nats" in told
+    assert "energy" not in told
+
+
+def test_a_budget_on_the_accuracy_shows_what_the_metric_may_not_fall_below():
+    budgets = [{"quantity": "accuracy_loss", "limit": 2.0, "unit": "points", "percentile": 50}]
+    start, *_ = (event for event in sample_events() if event["event"] == "start")
+    scene = advance(Scene(), {**start, "budgets": [*start["budgets"], *budgets]})
+    for event in ({"event": "demand", "reason": "", "metric": 0.90}, {"event": "demand", "reason": "", "metric": 0.85}):
+        scene = advance(scene, {"step": 60, "time_s": 1.0, **event})
+    scene = replace(scene, metric=0.88, metric_name="accuracy")
+    assert "accuracy 88.0 % validation (at least 88.0 %)" in "\n".join(_lines(scene, width=120))

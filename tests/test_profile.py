@@ -6,17 +6,9 @@ from hypothesis import strategies as st
 
 from edgelean.board import load_board
 from edgelean.board.document import knobs_of
+from edgelean.budget import Budget, Budgets, parse_budget
 from edgelean.errors import InputError, MissingError
-from edgelean.profile import (
-    Budget,
-    Budgets,
-    ControlSettings,
-    Profile,
-    load_profile,
-    parse_budget,
-    profile_names,
-    target_names,
-)
+from edgelean.profile import ControlSettings, Profile, load_profile, profile_names, target_names
 from edgelean.shelf import shelf
 
 SHIPPED = {

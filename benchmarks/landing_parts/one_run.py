@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import edgelean
+from edgelean.budget import Budgets, parse_budget
 from edgelean.errors import InputError
-from edgelean.profile import Budgets, load_profile, parse_budget
+from edgelean.profile import load_profile
 from edgelean.recipe import Recipe
 from edgelean.report.model import Report
 

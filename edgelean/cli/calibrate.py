@@ -158,7 +158,8 @@ def _board_of(rounds: Sequence[Target], name: str) -> Board:
 
 def _profile(board: Board, precision: Precision) -> Profile:
     """Return a profile that only says what a target asks of it."""
-    from edgelean.profile import Budgets, Profile, parse_budget
+    from edgelean.budget import Budgets, parse_budget
+    from edgelean.profile import Profile
 
     budgets = Budgets(latency=parse_budget("latency", "100%"))
     return Profile(

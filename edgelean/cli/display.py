@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgelean.quantity import FIELDS, UNITS, amount, word
 from edgelean.report import numbers
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def cut_axes(event: Event) -> str:
 
 def _start_line(event: Event) -> str:
     budgets = ", ".join(
-        f"{budget['quantity']} {numbers.number(budget['limit'])} {budget['unit']}" for budget in event["budgets"]
+        f"{word(budget['quantity'])} {amount(budget['limit'], budget['unit'], 3)}" for budget in event["budgets"]
     )
     return (
         f"{event['recipe']}, profile {event['profile']}, board {event['board']}, target {event['target']}, "
@@ -92,12 +93,23 @@ def _energy_line(event: Event) -> str:
 
 
 def _reading_line(event: Event) -> str:
-    return f"{figures(event)}, {event['parameters']} parameters"
+    held = "".join(
+        f", {name} {amount(event[FIELDS[name]], UNITS[name], 3)} ({event[f'{name}_provenance']})"
+        for name in ("memory", "size")
+        if event.get(FIELDS[name]) is not None
+    )
+    return f"{figures(event)}, {event['parameters']} parameters{held}"
 
 
 def _cut_line(event: Event) -> str:
     before, after = (_plain(event[name]) for name in ("metric_before", "metric_after"))
-    return f"{cut_axes(event)}; predicted {numbers.number(event['nats'], 2)} nats; metric {before} -> {after}"
+    bought = "".join(
+        f"; a further {unit} of {word(name)} would buy {numbers.number(price * per, 2)} nats"
+        for name, price in event.get("prices", {}).items()
+        for per, unit in [(1e6, "MB") if UNITS[name] == "bytes" else (1.0, UNITS[name])]
+        if price > 0
+    )
+    return f"{cut_axes(event)}; predicted {numbers.number(event['nats'], 2)} nats; metric {before} -> {after}{bought}"
 
 
 def _rollback_line(event: Event) -> str:
@@ -110,7 +122,7 @@ def _spectrum_line(event: Event) -> str:
 
 def _verdict_line(event: Event) -> str:
     figure = numbers.against(event["value"], event["limit"], event["unit"])
-    return f"{event['quantity']} {event['outcome']}: {figure} ({event['provenance']})"
+    return f"{word(event['quantity'])} {event['outcome']}: {figure} ({event['provenance']})"
 
 
 def _end_line(event: Event) -> str:

@@ -13,6 +13,7 @@ import typer
 from edgelean.errors import InputError
 
 if TYPE_CHECKING:
+    from edgelean.job import Job
     from edgelean.report.model import Report
 
 Work = Callable[[Callable[[Mapping[str, Any]], None]], "Report"]
@@ -36,6 +37,15 @@ def fit(
         str | None, typer.Option(help="Another latency budget: 2ms, 350us, or 50% of full-size.")
     ] = None,
     energy: Annotated[str | None, typer.Option(help="Another energy budget: 10mJ, or 50% of full-size.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Another budget for weights and live activations: 2MB, or 50% of full-size.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Another budget for the exported file: 300kB, or 50% of full-size.")
+    ] = None,
+    accuracy_loss: Annotated[
+        str | None, typer.Option(help="Another budget for what the metric may lose: '2 points'.")
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="Where candidates are measured: local, modelled or ssh://[user@]host.")
     ] = None,
@@ -47,6 +57,9 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a hyper-parameter or control knob."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would go from the untrained model, and write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json and nothing else.")] = False,
 ) -> None:
     """Train a model and make it smaller while it learns, until the budgets of a profile are met."""
@@ -54,16 +67,42 @@ def fit(
     if epochs is not None:
         chosen["epochs"] = str(epochs)
 
+    def asked() -> Job:
+        from edgelean import job
+
+        budgets = {"latency": latency, "energy": energy, "memory": memory, "size": size, "accuracy_loss": accuracy_loss}
+        return job.ask(recipe, profile, **budgets, target=target, seed=seed, settings=chosen)
+
     def work() -> tuple[Path, Work]:
         from edgelean import job, pipeline
 
         if resume is not None:
             return resume, lambda on_event: pipeline.resume(resume, on_event=on_event)
-        asked = job.ask(recipe, profile, latency=latency, energy=energy, target=target, seed=seed, settings=chosen)
-        folder = out or job.new_folder(asked)
-        return folder, lambda on_event: pipeline.run(asked, folder, on_event)
+        wanted = asked()
+        folder = out or job.new_folder(wanted)
+        return folder, lambda on_event: pipeline.run(wanted, folder, on_event)
 
+    if dry_run:
+        if resume is not None:
+            raise InputError("--dry-run is for a run that has not begun: leave out --resume")
+        raise typer.Exit(_previewed(asked(), as_json))
     raise typer.Exit(_shown(work, as_json))
+
+
+def _previewed(job: Job, as_json: bool) -> int:
+    """Print what a run would cut from the untrained model; return the exit code."""
+    from rich.console import Console
+
+    from edgelean.cli.foresight import print_preview
+    from edgelean.cli.tables import print_json
+    from edgelean.preview import preview
+
+    found = preview(job)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_preview(Console(), found)
+    return 0 if found.feasible else 3
 
 
 def _shown(work: Callable[[], tuple[Path, Work]], as_json: bool) -> int:

@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from edgelean.cli.display import Display, Event
+from edgelean.quantity import FIELDS, UNITS
 from edgelean.report import numbers
 
 _ACCENT = "cyan"
 _BAD = "red"
 _WIDE = 110
-# Lines of the picture that are not cuts: the table of cuts gets what a terminal has left.
-_FRAME_LINES = 15
+# Lines of the picture that are neither cuts nor bars: the table of cuts gets what a terminal has left.
+_FRAME_LINES = 13
 _BUDGET, _FULL = "┃", "╿"
 
 
@@ -55,6 +56,8 @@ class Scene:
     ----------
     time_s
         When the last event happened, in seconds since the start of the run.
+    best, loss_points
+        The best metric before a cut, and what of it may be lost; None where there is no such budget.
     widths
         Units before the first cut and now, of every axis that was cut.
     news
@@ -70,6 +73,8 @@ class Scene:
     loss: float | None = None
     metric: float | None = None
     metric_name: str = "metric"
+    best: float | None = None
+    loss_points: float | None = None
     parameters: int | None = None
     full_parameters: int | None = None
     levels: Mapping[str, Level] = field(default_factory=dict)
@@ -93,7 +98,7 @@ def draw(scene: Scene, console: Console, seconds_since: float = 0.0) -> Renderab
     seconds_since
         Time since the last event; the clock of the progress line goes on in between.
     """
-    room = max(console.height - _FRAME_LINES, 3)
+    room = max(console.height - _FRAME_LINES - len(scene.levels), 3)
     parts: list[RenderableType] = [
         Text.assemble(("edgelean ", f"bold {_ACCENT}"), scene.title, no_wrap=True, overflow="ellipsis"),
         Text(),
@@ -137,19 +142,26 @@ class LiveDisplay(Display):
         return draw(self._scene, self._console, time.monotonic() - self._last_event_s)
 
 
+def _seen(event: Event, quantity: str) -> tuple[float | None, str]:
+    """Return the figure of a quantity in a reading, and its provenance."""
+    word = event.get(f"{quantity}_provenance") or event["provenance"]
+    return event.get(FIELDS[quantity]), word
+
+
 def _on_start(_: Scene, event: Event) -> dict[str, Any]:
     full = event["full_size"]
     limits = {budget["quantity"]: budget["limit"] for budget in event["budgets"]}
-    words = {"latency": full["provenance"], "energy": full.get("energy_provenance") or full["provenance"]}
-    levels = {
-        name: Level(unit, full[key], limits.get(name), full[key], words[name])
-        for name, unit, key in (("latency", "ms", "latency_ms"), ("energy", "mJ", "energy_mj"))
-    }
+    shown = [name for name in FIELDS if name in limits or name in ("latency", "energy")]
+    levels = {}
+    for name in shown:
+        value, provenance = _seen(full, name)
+        levels[name] = Level(UNITS[name], value, limits.get(name), value, provenance)
     return {
         "title": f"{event['recipe']} on {event['board']} · profile {event['profile']} · seed {event['seed']}",
         "steps": event["steps"],
         "epochs": event["epochs"],
         "levels": levels,
+        "loss_points": limits.get("accuracy_loss"),
         "parameters": full["parameters"],
         "full_parameters": full["parameters"],
     }
@@ -166,14 +178,16 @@ def _on_full_size_epoch(scene: Scene, event: Event) -> dict[str, Any]:
 
 
 def _on_reading(scene: Scene, event: Event) -> dict[str, Any]:
-    words = {"latency": event["provenance"], "energy": event.get("energy_provenance") or event["provenance"]}
-    values = {"latency": event["latency_ms"], "energy": event["energy_mj"]}
-    levels = {name: replace(level, value=values[name], provenance=words[name]) for name, level in scene.levels.items()}
+    levels = {}
+    for name, level in scene.levels.items():
+        value, provenance = _seen(event, name)
+        levels[name] = replace(level, value=value, provenance=provenance)
     return {"levels": levels, "parameters": event["parameters"]}
 
 
-def _on_demand(_: Scene, event: Event) -> dict[str, Any]:
-    return {"news": event["reason"]}
+def _on_demand(scene: Scene, event: Event) -> dict[str, Any]:
+    seen = [metric for metric in (scene.best, event.get("metric")) if metric is not None]
+    return {"news": event["reason"], "best": max(seen, default=None)}
 
 
 def _on_cut(scene: Scene, event: Event) -> dict[str, Any]:
@@ -230,10 +244,17 @@ def _learning(scene: Scene) -> Text:
         parts += ["loss ", (numbers.number(scene.loss), "bold"), "   "]
     if scene.metric is not None:
         metric = numbers.metric_text(scene.metric_name, scene.metric)
-        parts += [f"{scene.metric_name} ", (metric, "bold"), " validation   "]
+        parts += [f"{scene.metric_name} ", (metric, "bold"), f" validation{_floor(scene)}   "]
     if scene.parameters is not None and scene.full_parameters is not None:
         parts += ["parameters ", (f"{scene.parameters:,}", "bold"), f" of {scene.full_parameters:,}"]
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
+def _floor(scene: Scene) -> str:
+    """Return what the metric may not fall below, where there is a budget on what it loses."""
+    if scene.loss_points is None or scene.best is None:
+        return ""
+    return f" (at least {numbers.metric_text(scene.metric_name, scene.best - scene.loss_points / 100)})"
 
 
 def _cut_table(scene: Scene, room: int, *, wide: bool) -> RenderableType:
@@ -327,5 +348,5 @@ def _bars(levels: Mapping[str, Level]) -> tuple[RenderableType, ...]:
 def _bar_figures(level: Level) -> str:
     if level.value is None:
         return ""
-    value, limit = numbers.aligned((level.value, level.limit))
-    return f"{value} {'no budget' if level.limit is None else f'of {limit}'} {level.unit}"
+    (value, limit), unit = numbers.in_unit((level.value, level.limit), level.unit)
+    return f"{value} {'no budget' if level.limit is None else f'of {limit}'} {unit}"

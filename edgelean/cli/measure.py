@@ -24,6 +24,8 @@ def measure(
     ] = None,
     latency: Annotated[str | None, typer.Option(help="Another latency budget, such as 2ms.")] = None,
     energy: Annotated[str | None, typer.Option(help="Another energy budget, such as 10mJ.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Another memory budget, such as 2MB.")] = None,
+    size: Annotated[str | None, typer.Option(help="Another budget for the size of the file, such as 300kB.")] = None,
     target: Annotated[
         str | None, typer.Option(help="Where it is measured: local, modelled or ssh://[user@]host.")
     ] = None,
@@ -50,6 +52,8 @@ def measure(
         runtime=runtime,
         latency=latency,
         energy=energy,
+        memory=memory,
+        size=size,
         shapes=dict(map(_shape, shapes or [])),
         inputs=inputs,
     )
@@ -89,6 +93,7 @@ def print_measurement(found: Measurement) -> None:
         figures["energy, gross"] = reading.energy
     if reading.energy_net is not None:
         figures["energy, net of idle"] = reading.energy_net
+    figures |= {name: figure for name in ("memory", "size") if (figure := getattr(reading, name)) is not None}
     typer.echo(f"{found.model} on {found.board.title}, {reading.batch} per call\n")
     print_table(
         "",
@@ -109,9 +114,9 @@ def _figure_row(name: str, figure: Figure) -> tuple[str, ...]:
     from edgelean.report import numbers
 
     if figure.low == figure.high:
-        return name, f"{numbers.number(figure.value)} {figure.unit}", "", str(figure.provenance)
-    value, low, high = numbers.aligned((figure.value, figure.low, figure.high), 4)
-    return name, f"{value} {figure.unit}", f"{low} to {high}", str(figure.provenance)
+        return name, *numbers.amounts((figure.value,), figure.unit), "", str(figure.provenance)
+    (value, low, high), unit = numbers.in_unit((figure.value, figure.low, figure.high), figure.unit, 4)
+    return name, f"{value} {unit}", f"{low} to {high}", str(figure.provenance)
 
 
 def _verdict_rows(found: Measurement) -> list[tuple[str, ...]]:
@@ -122,7 +127,7 @@ def _verdict_rows(found: Measurement) -> list[tuple[str, ...]]:
             f"{verdict.quantity}, {_ordinal(verdict.percentile)}"
             if verdict.quantity == "latency"
             else verdict.quantity,
-            f"{numbers.number(verdict.limit)} {verdict.unit}",
+            *numbers.amounts((verdict.limit,), verdict.unit),
             numbers.percent(verdict.margin),
             verdict.outcome,
         )
@@ -135,7 +140,8 @@ def _methods(found: Measurement) -> list[tuple[str, str]]:
     energies = [reading.energy] if reading.energy is not None else []
     if reading.energy_net is not None:
         energies = [reading.energy_net]
-    return [("latency", reading.latency.method), *(("energy", figure.method) for figure in energies)]
+    held = [(name, figure.method) for name in ("memory", "size") if (figure := getattr(reading, name)) is not None]
+    return [("latency", reading.latency.method), *(("energy", figure.method) for figure in energies), *held]
 
 
 def _ordinal(percentile: float) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgelean.cli.tables import print_json, print_table
+from edgelean.quantity import QUANTITIES, word
 
 if TYPE_CHECKING:
     from edgelean.board.document import Knob
-    from edgelean.profile import Budget, Profile
+    from edgelean.budget import Budget
+    from edgelean.profile import Profile
 
 app = typer.Typer(help="Budgets: what a model may cost, and on which board.")
 
@@ -36,8 +39,9 @@ def list_profiles(as_json: Json = False) -> None:
     if as_json:
         print_json([profile.model_dump(mode="json") for profile in found])
         return
-    columns = ("profile", "board", "precision", "batch", "latency", "energy")
-    print_table("Profiles", columns, [_row(profile) for profile in found], firm=len(columns))
+    used = [name for name in QUANTITIES if any(getattr(profile.budgets, name) for profile in found)]
+    columns = ("profile", "board", "precision", "batch", *map(word, used))
+    print_table("Profiles", columns, [_row(profile, used) for profile in found], firm=len(columns))
     typer.echo("Everything that one sets: edgelean profiles show NAME")
     typer.echo("One of your own:          edgelean profiles new --help")
 
@@ -65,9 +69,7 @@ def check_profile(file: Annotated[str, typer.Argument(help="The path of a profil
     from edgelean.profile import load_profile
 
     profile = load_profile(file)
-    budgets = " and ".join(
-        f"{budget.quantity} {_text(budget)}" for budget in (profile.budgets.latency, profile.budgets.energy) if budget
-    )
+    budgets = " and ".join(f"{word(budget.quantity)} {_text(budget)}" for budget in profile.budgets.given)
     typer.echo(f"OK: {file} asks for {budgets} on the board {profile.board}")
 
 
@@ -77,6 +79,9 @@ def new_profile(
     board: Annotated[str, typer.Option(help="A board of the shelf, or the path of a board file.")],
     latency: Annotated[str | None, typer.Option(help='Such as "2ms", or "50%" of the full-size model.')] = None,
     energy: Annotated[str | None, typer.Option(help='Per inference, such as "10mJ" or "50%".')] = None,
+    memory: Annotated[str | None, typer.Option(help='Weights and live activations, such as "2MB" or "50%".')] = None,
+    size: Annotated[str | None, typer.Option(help='The exported file, such as "300kB" or "50%".')] = None,
+    accuracy_loss: Annotated[str | None, typer.Option(help='What the metric may lose, such as "2 points".')] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"] | None, typer.Option(help="Left out: fp16 on a GPU, fp32 on a CPU.")
     ] = None,
@@ -86,13 +91,17 @@ def new_profile(
     """Write a profile of one's own, with a comment for everything that can be set."""
     from edgelean.board import load_board
     from edgelean.board.document import is_path
+    from edgelean.budget import Budgets, parse_budget
     from edgelean.errors import InputError
-    from edgelean.profile import Budgets, Profile, parse_budget, target_names
+    from edgelean.profile import Profile, target_names
 
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"{name!r} cannot be the name of a profile: use letters, digits, '-', '_' and '.'")
-    if latency is None and energy is None:
-        raise InputError("a profile needs a budget: give --latency 2ms, --energy 10mJ, or both")
+    texts = dict(zip(QUANTITIES, (latency, energy, memory, size, accuracy_loss), strict=True))
+    if not any(texts[name] for name in QUANTITIES if name != "accuracy_loss"):
+        raise InputError(
+            "a profile needs a budget: give --latency 2ms, --energy 10mJ, --memory 2MB, --size 300kB, or several"
+        )
     hardware = load_board(board)
     chosen = precision or ("fp16" if hardware.kind == "gpu" else "fp32")
     wanted = ["onnx-fp32", f"onnx-{chosen}", *([f"tensorrt-{chosen}"] if hardware.kind == "gpu" else [])]
@@ -102,10 +111,7 @@ def new_profile(
         board=str(Path(board).resolve()) if is_path(board) else board,
         precision=chosen,
         batch=batch,
-        budgets=Budgets(
-            latency=None if latency is None else parse_budget("latency", latency),
-            energy=None if energy is None else parse_budget("energy", energy),
-        ),
+        budgets=Budgets.model_validate({name: parse_budget(name, text) for name, text in texts.items() if text}),
         targets=tuple(target for target in dict.fromkeys(wanted) if target in target_names()),
     )
     path = out or Path(f"{name}.toml")
@@ -113,20 +119,13 @@ def new_profile(
     typer.echo(f"wrote {path}; use it with: edgelean fit --profile {path}")
 
 
-def _row(profile: Profile) -> tuple[str, ...]:
-    budgets = profile.budgets
-    return (
-        profile.name,
-        profile.board,
-        profile.precision,
-        str(profile.batch),
-        _text(budgets.latency),
-        _text(budgets.energy),
-    )
+def _row(profile: Profile, quantities: Iterable[str]) -> tuple[str, ...]:
+    budgets = (_text(getattr(profile.budgets, name)) for name in quantities)
+    return profile.name, profile.board, profile.precision, str(profile.batch), *budgets
 
 
 def _text(value: Any) -> str:
-    from edgelean.profile import Budget
+    from edgelean.budget import Budget
 
     if value is None:
         return "-"
@@ -171,19 +170,24 @@ def _toml(profile: Profile) -> str:
         _budget("latency", profile.budgets.latency),
         "# The mean energy of one inference, that is of one sample.",
         _budget("energy", profile.budgets.energy),
+        "# Weights and live activations of a batch; the exported file; what the metric may lose.",
+        _budget("memory", profile.budgets.memory),
+        _budget("size", profile.budgets.size),
+        _budget("accuracy_loss", profile.budgets.accuracy_loss, "2 points"),
     ]
-    for section in ("control", "accuracy"):
+    for section in ("control", "accuracy", "measuring"):
         lines += ["", f"[{section}]", *(_comment(knob) for knob in knobs_of(getattr(profile, section)))]
     return "\n".join(lines) + "\n"
 
 
-def _budget(quantity: str, budget: Budget | None) -> str:
-    return f'# {quantity} = "50%"' if budget is None else f'{quantity} = "{budget}"'
+def _budget(quantity: str, budget: Budget | None, example: str = "50%") -> str:
+    return f'# {quantity} = "{example}"' if budget is None else f'{quantity} = "{budget}"'
 
 
 def _comment(knob: Knob) -> str:
     value = "..." if knob.value is None else _literal(knob.value)
-    return f"# {knob.key} = {value}  # {knob.unit}: {knob.sentence}"
+    unit = f"{knob.unit}: " if knob.unit else ""
+    return f"# {knob.key} = {value}  # {unit}{knob.sentence}"
 
 
 def _literal(value: Any) -> str:

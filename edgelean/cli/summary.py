@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgelean.quantity import word
 from edgelean.report import HTML_NAME, numbers, story
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
     from rich.table import Table
 
     from edgelean.report import Report
+    from edgelean.report.decisions import Decision
 
 _STYLES = {"met": "bold green", "not met": "bold red", "undecided": "bold yellow"}
 
@@ -26,6 +30,11 @@ def print_summary(console: Console, report: Report, run: Path) -> None:
     console.print()
     if report.verdicts:
         console.print(_verdict_table(report))
+        console.print()
+    if report.nearest:
+        for sentence in report.nearest:
+            console.print(Text(sentence))
+        console.print(_front_table(report))
         console.print()
     console.print(_comparison_table(report))
     console.print()
@@ -43,15 +52,47 @@ def _verdict_table(report: Report) -> Table:
     for name in ("budget", "value", "limit", "full-size", "margin", "verdict", "provenance"):
         table.add_column(name, justify="right" if name in ("value", "limit", "full-size", "margin") else "left")
     for verdict in report.verdicts:
-        texts = numbers.aligned((verdict.value, verdict.limit, verdict.full_size))
-        figures = [text if text == numbers.UNKNOWN else f"{text} {verdict.unit}" for text in texts]
         table.add_row(
-            verdict.quantity,
-            *figures,
+            word(verdict.quantity),
+            *numbers.amounts((verdict.value, verdict.limit, verdict.full_size), verdict.unit),
             numbers.percent(verdict.margin),
             Text(verdict.outcome, style=_STYLES[verdict.outcome]),
             str(verdict.provenance),
         )
+    return table
+
+
+def print_decisions(console: Console, decisions: Sequence[Decision], metric_name: str) -> None:
+    """Print what was read, demanded and cut at each event, and what it cost."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from edgelean.report.explanation import explained
+
+    for each in explained(decisions, metric_name):
+        outcome = f", {each.outcome}" if each.outcome else ""
+        console.print(Text(f"{each.title}{outcome}", style="bold red" if each.outcome == "rolled back" else "bold"))
+        table = _table()
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column()
+        for name, text in each.parts:
+            table.add_row(name, Text(text))
+        table.show_header = False
+        console.print(Padding(table, (0, 0, 1, 2)))
+    if not decisions:
+        console.print(Text("The controller has not decided anything yet: no event was due."))
+
+
+def _front_table(report: Report) -> Table:
+    from rich.text import Text
+
+    from edgelean.report.explanation import columns, trade_offs
+
+    table = _table()
+    for name in columns(report.front, report.metric_name):
+        table.add_column(name, justify="left" if name in ("widths", "") else "right")
+    for row in trade_offs(report.front, report.metric_name):
+        table.add_row(*map(Text, row))
     return table
 
 

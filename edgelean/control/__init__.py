@@ -2,7 +2,6 @@
 
 from edgelean.control.allocator import Allocation, Choice, allocate, reachable
 from edgelean.control.controller import (
-    UNITS,
     ControllerState,
     Demand,
     Observed,
@@ -15,13 +14,13 @@ from edgelean.control.controller import (
     rolled_back,
     step,
 )
+from edgelean.control.explain import clamp_of, prices_of, told, why
 from edgelean.control.guard import Guard, recovered
 from edgelean.control.plant import Plant, cost_for, deviation, identify, new_plant, output
 from edgelean.control.settled import agreement, rank_correlation
 from edgelean.control.track import Standing, Track
 
 __all__ = [
-    "UNITS",
     "Allocation",
     "Choice",
     "ControllerState",
@@ -35,6 +34,7 @@ __all__ = [
     "agreement",
     "all_met",
     "allocate",
+    "clamp_of",
     "cost_for",
     "deviation",
     "due",
@@ -44,9 +44,12 @@ __all__ = [
     "new_plant",
     "output",
     "postponed",
+    "prices_of",
     "rank_correlation",
     "reachable",
     "recovered",
     "rolled_back",
     "step",
+    "told",
+    "why",
 ]

@@ -23,7 +23,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from itertools import chain, combinations, pairwise, product
 from typing import Any
@@ -109,6 +109,9 @@ class Allocation:
         Predicted cost per quantity.
     feasible
         False when the targets do not hold although nothing is left that would save.
+    prices
+        Per quantity with a target, the nats that a further unit of its predicted cost would buy back: the most of any
+        step back along one axis that this target forbids, alone or with others; 0 where it forbids none.
     """
 
     keep: Mapping[str, int]
@@ -116,6 +119,7 @@ class Allocation:
     cost_before: Mapping[str, float]
     cost_after: Mapping[str, float]
     feasible: bool
+    prices: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the allocation as plain JSON types."""
@@ -156,12 +160,26 @@ def allocate(choices: Sequence[Choice], cost: Costs, targets: Mapping[str, float
             raise InputError(f"The target of {name} must be above 0; found {target}.")
     at = _exchange(problem, _give_back(problem, _take(problem, whole)))
     after = problem.costs(at)
-    return Allocation(problem.keep(at), problem.nats(at), before, after, problem.excess(at) <= TOLERANCE)
+    feasible = problem.excess(at) <= TOLERANCE
+    return Allocation(problem.keep(at), problem.nats(at), before, after, feasible, _prices(problem, at, after))
 
 
 def reachable(choices: Sequence[Choice], cost: Costs) -> Mapping[str, float]:
     """Return the predicted cost per quantity with every axis at its floor: nothing below it can be promised."""
     return cost({choice.axis: choice.levels[-1] for choice in choices})
+
+
+def _prices(problem: _Problem, at: Position, costs: Mapping[str, float]) -> dict[str, float]:
+    """Return what a further unit of each target would buy, by the single steps back that it keeps from happening."""
+    bought = dict.fromkeys(problem.targets, 0.0)
+    for axis, gone in enumerate(at):
+        for by in range(1, min(LOOK_AHEAD, gone) + 1):
+            back = problem.costs(problem.moved(at, axis, -by))
+            nats = problem.prices[axis][gone] - problem.prices[axis][gone - by]
+            for name, target in problem.targets.items():
+                if back[name] > max(target, costs[name]) * (1 + TOLERANCE):
+                    bought[name] = max(bought[name], nats / (back[name] - costs[name]))
+    return bought
 
 
 Position = tuple[int, ...]

@@ -14,9 +14,7 @@ from typing import Any, Protocol
 
 from edgelean.control.track import CONFIDENCE, PATIENCE, Standing, Track, new_track, reference, target, watch
 from edgelean.errors import InputError
-
-UNITS: Mapping[str, str] = {"latency": "ms", "energy": "mJ"}
-"""Unit of each quantity that can have a budget."""
+from edgelean.quantity import UNITS, amount, word
 
 
 class Settings(Protocol):
@@ -213,7 +211,7 @@ def init(
         When there is no budget, one is not above 0, or its quantity has no reading.
     """
     if not budgets:
-        raise InputError("The controller needs a budget and found none. Give a latency or an energy.")
+        raise InputError("The controller needs a budget and found none. Give a latency, an energy, a memory or a size.")
     tracks = {}
     for name, limit in budgets.items():
         if not (math.isfinite(limit) and limit > 0):
@@ -341,11 +339,12 @@ def _pause(demand: Demand, tracks: Mapping[str, Track], pace: Pace) -> int:
 
 def _reason(name: str, track: Track, wanted: float, fraction: float) -> str:
     unit = UNITS.get(name, "")
-    where = f"{name} {track.value:.4g} {unit} of {track.limit:.4g} {unit}"
+    limit, aim = amount(track.limit, unit), amount(wanted, unit)
+    where = f"{word(name)} {amount(track.value, unit)} of {limit}"
     if fraction > 0:
-        return f"{where}: {100 * fraction:.1f} % of the predicted cost goes, to come near {wanted:.4g} {unit}"
+        return f"{where}: {100 * fraction:.1f} % of the predicted cost goes, to come near {aim}"
     if track.standing is Standing.MET:
         return f"{where}: the budget is met"
     if track.standing is Standing.UNDECIDED:
-        return f"{where}, give or take {track.half:.2g} {unit}: too close to call, read again"
-    return f"{where}: near enough to {wanted:.4g} {unit}, where it should be next"
+        return f"{where}, give or take {amount(track.half, unit, 2)}: too close to call, read again"
+    return f"{where}: near enough to {aim}, where it should be next"

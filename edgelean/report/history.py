@@ -140,6 +140,8 @@ def _reading_point(event: Event) -> ReadingPoint:
         macs=event["macs"],
         provenance=Provenance(event["provenance"]),
         energy_provenance=Provenance(energy_provenance) if energy_provenance else None,
+        memory_bytes=event.get("memory_bytes"),
+        size_bytes=event.get("size_bytes"),
     )
 
 

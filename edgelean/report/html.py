@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from edgelean.reading import Provenance
 from edgelean.report import numbers, story
+from edgelean.report.explanation import columns, explained, trade_offs
 from edgelean.report.footprint import footprint
 from edgelean.report.model import EpochPoint, Evolution, ReadingPoint, Report, Spectrum, Verdict
 from edgelean.report.plots import Line, Mark, Tone, Trend, draw_evolution, draw_spectrum, draw_trend
@@ -99,6 +100,9 @@ def _context(report: Report) -> dict[str, Any]:
         "form_rows": story.form_rows(report),
         "footprint": footprint(report),
         "sizes": numbers.scaled([file.bytes for file in report.bundle], "bytes"),
+        "decisions": explained(report.decisions, report.metric_name),
+        "front_columns": columns(report.front, report.metric_name),
+        "front": trade_offs(report.front, report.metric_name),
         "metric": lambda value: numbers.metric_text(report.metric_name, value),
     }
 
@@ -106,20 +110,20 @@ def _context(report: Report) -> dict[str, Any]:
 def _card(verdict: Verdict) -> Card:
     figures = [verdict.value, verdict.limit, *([] if verdict.full_size is None else [verdict.full_size])]
     widest = max(figures)
-    value, limit, *full = numbers.aligned(figures)
+    (value, limit, *full), unit = numbers.in_unit(figures, verdict.unit)
     return Card(
         title=story.quantity_title(verdict),
         figure=value,
-        unit=verdict.unit,
-        budget=f"{limit} {verdict.unit}",
+        unit=unit,
+        budget=f"{limit} {unit}",
         outcome=verdict.outcome,
         margin=story.margin_text(verdict),
-        value_place=round(100 * verdict.value / widest, 2),
+        value_place=round(100 * max(0.0, verdict.value / widest), 2),
         budget_place=round(100 * verdict.limit / widest, 2),
         full_place=None if verdict.full_size is None else round(100 * verdict.full_size / widest, 2),
-        full_text=f"{full[0]} {verdict.unit}" if full else "",
+        full_text=f"{full[0]} {unit}" if full else "",
         provenance=verdict.provenance,
-        words=story.IN_WORDS[verdict.provenance],
+        words=story.in_words(verdict),
         method=verdict.method,
     )
 

@@ -13,6 +13,8 @@ from edgelean.errors import InputError
 from edgelean.exporter import EngineNote
 from edgelean.exporter.steps import Form
 from edgelean.reading import Provenance
+from edgelean.report.decisions import Decision
+from edgelean.report.front import TradeOff
 from edgelean.shrink.certificate import Truncation
 from edgelean.verifier import ArtifactCheck
 
@@ -26,7 +28,8 @@ class Verdict:
     Attributes
     ----------
     quantity, unit
-        ``"latency"`` in ``"ms"``, ``"energy"`` in ``"mJ"``.
+        ``"latency"`` in ``"ms"``, ``"energy"`` in ``"mJ"``, ``"memory"`` and ``"size"`` in ``"bytes"``,
+        ``"accuracy_loss"`` in ``"points"`` of the metric.
     limit, limit_text
         The budget in ``unit``, and how it was asked for, as ``"50 % of full-size"``.
     value, low, high
@@ -81,8 +84,9 @@ class Side:
         The recipe's metric on the test split, and a remark about it.
     latency_ms, energy_mj, provenance, energy_provenance
         Latency and energy per inference. ``energy_provenance`` is None when it is the same as ``provenance``.
-    parameters, macs, artifact_bytes
-        Size: parameters, multiply-accumulates per inference, bytes of the largest-precision artifact.
+    parameters, macs, artifact_bytes, memory_bytes
+        Size: parameters, multiply-accumulates per inference, bytes of the exported file in the precision of the
+        profile, bytes of the weights and of the most activations that are alive at once.
     training_s, training_kwh, training_co2_g, training_note
         What the training cost, and a remark such as ``"estimated from its step time"``.
     training_parts
@@ -103,6 +107,7 @@ class Side:
     training_co2_g: float | None
     energy_provenance: Provenance | None = None
     training_parts: tuple[EnergyPart, ...] = ()
+    memory_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ class ReadingPoint:
     macs: int
     provenance: Provenance
     energy_provenance: Provenance | None = None
+    memory_bytes: float | None = None
+    size_bytes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +311,11 @@ class Report:
         How the spectra of state space layers changed; empty where there are none.
     form, forms
         Of a sequence model that is exported in two forms: the one chosen for the board, and what each takes.
+    decisions
+        What was read, demanded and cut at each event, and what it cost.
+    front, nearest
+        Structures that the run has seen and no other one beats, and sentences about feasible budgets where one was not
+        met.
     """
 
     edgelean_version: str
@@ -342,6 +354,9 @@ class Report:
     evolutions: tuple[Evolution, ...] = ()
     form: Form | None = None
     forms: tuple[FormFigures, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    front: tuple[TradeOff, ...] = ()
+    nearest: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:

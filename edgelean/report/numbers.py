@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from edgelean.quantity import STEPS, scale
+
 UNKNOWN = "unknown"
 _MOST_DECIMALS = 6
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
-    "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "bytes": STEPS,
     "kWh": ((1.0, "kWh"), (1e-3, "Wh"), (1e-6, "mWh")),
     "g": ((1e3, "kg"), (1.0, "g"), (1e-3, "mg")),
     "count": ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")),
@@ -31,13 +33,36 @@ def aligned(values: Sequence[float | None], digits: int = 3) -> tuple[str, ...]:
     return tuple(UNKNOWN if value is None or not math.isfinite(value) else f"{value:,.{decimals}f}" for value in values)
 
 
+def in_unit(values: Sequence[float | None], unit: str, digits: int = 3) -> tuple[tuple[str, ...], str]:
+    """Return figures in ms, mJ, bytes or points with equal decimals, and the unit that they then have.
+
+    Parameters
+    ----------
+    values
+        Figures in `unit`; None is unknown. Bytes are told in the unit that suits the largest.
+    """
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    factor, name = scale(largest, unit)
+    if name == "B":
+        return tuple(UNKNOWN if value is None else f"{value:,.0f}" for value in values), name
+    if unit == "points":
+        return tuple(UNKNOWN if value is None or not math.isfinite(value) else f"{value:.2f}" for value in values), name
+    return aligned([None if value is None else value / factor for value in values], digits), name
+
+
+def amounts(values: Sequence[float | None], unit: str, digits: int = 3) -> tuple[str, ...]:
+    """Return figures in ms, mJ, bytes or points, each with the unit that suits them all."""
+    texts, name = in_unit(values, unit, digits)
+    return tuple(text if text == UNKNOWN else f"{text} {name}" for text in texts)
+
+
 def against(value: float, limit: float, unit: str) -> str:
     """Return ``"0.148 ms of 0.150 ms"``, with more digits where both would read the same without being the same."""
     for digits in (3, 4, 5):
-        left, right = aligned((value, limit), digits)
+        left, right = amounts((value, limit), unit, digits)
         if left != right or value == limit:
             break
-    return f"{left} {unit} of {right} {unit}"
+    return f"{left} of {right}"
 
 
 def scaled(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from edgelean.quantity import word
 from edgelean.reading import Provenance
 from edgelean.report import numbers
 from edgelean.report.footprint import certainty
@@ -17,6 +18,12 @@ IN_WORDS = {
     Provenance.TRANSFERRED: "measured on this machine, mapped to the board by its cost model",
     Provenance.MODELLED: "computed from what is known of the board, not measured",
 }
+
+
+TITLES = {"energy": "Energy per inference", "memory": "Memory per call", "size": "Exported file"}
+
+_MEMORY = "counted on the graph: weights, and the most activations that are alive at once"
+_SIZE = "in the profile's precision; of full-size counted, of lean measured"
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,13 @@ def headline(report: Report) -> str:
     return f"Fits: {_listed([*(_figure(v) for v in report.verdicts), _accuracy(report)])}."
 
 
+def in_words(verdict: Verdict) -> str:
+    """Return in a sentence what the provenance of a verdict means."""
+    if verdict.quantity in ("latency", "energy"):
+        return IN_WORDS[verdict.provenance]
+    return verdict.method
+
+
 def outcome(report: Report) -> str:
     """Return ``"met"``, ``"not met"`` or ``"undecided"`` for the whole run; a failed check is ``"not met"``."""
     if report.met:
@@ -66,7 +80,8 @@ def origin(report: Report) -> str:
     """Return the sentence that says where latency and energy come from."""
     groups: dict[Provenance, list[str]] = {}
     for verdict in report.verdicts:
-        groups.setdefault(verdict.provenance, []).append(verdict.quantity)
+        if verdict.quantity in ("latency", "energy"):
+            groups.setdefault(verdict.provenance, []).append(verdict.quantity)
     if not groups:
         groups = {report.lean.provenance: ["latency"]}
     sentences = []
@@ -93,7 +108,7 @@ def quantity_title(verdict: Verdict) -> str:
     """Return what a verdict is about: ``"Latency, median"``, ``"Energy per inference"``."""
     if verdict.quantity == "latency":
         return f"Latency, {percentile_name(verdict.percentile)}"
-    return "Energy per inference" if verdict.quantity == "energy" else verdict.quantity.capitalize()
+    return TITLES.get(verdict.quantity, word(verdict.quantity).capitalize())
 
 
 def percentile_name(percentile: float) -> str:
@@ -120,7 +135,8 @@ def comparison(report: Report) -> tuple[Row, ...]:
         _energy_row(full, lean),
         _row("Parameters", full.parameters, lean.parameters, "whole"),
         _row("MACs per inference", full.macs, lean.macs, "count"),
-        _row("Artifact", full.artifact_bytes, lean.artifact_bytes, "bytes"),
+        _row("Memory per call", full.memory_bytes, lean.memory_bytes, "bytes", _MEMORY),
+        _row("Exported file", full.artifact_bytes, lean.artifact_bytes, "bytes", _SIZE),
         Row("Training time", numbers.duration(full.training_s), numbers.duration(lean.training_s),
             numbers.ratio(full.training_s, lean.training_s), _both(full.training_note, lean.training_note)),
         replace(_row("Training energy", full.training_kwh, lean.training_kwh, "kWh", report.training_energy_method),
@@ -222,14 +238,14 @@ def _metric_row(report: Report) -> Row:
 
 
 def _latency_row(full: Side, lean: Side) -> Row:
-    texts = _with_unit(numbers.aligned((full.latency_ms, lean.latency_ms)), "ms")
+    texts = _pair(full.latency_ms, lean.latency_ms, "ms")
     words = (full.provenance, lean.provenance)
     change = numbers.ratio(full.latency_ms, lean.latency_ms, "faster")
     return Row("Latency", *texts, change, IN_WORDS[lean.provenance], provenances(words))
 
 
 def _energy_row(full: Side, lean: Side) -> Row:
-    texts = _with_unit(numbers.aligned((full.energy_mj, lean.energy_mj)), "mJ")
+    texts = _pair(full.energy_mj, lean.energy_mj, "mJ")
     words = [side.energy_provenance or side.provenance for side in (full, lean) if side.energy_mj is not None]
     change = numbers.ratio(full.energy_mj, lean.energy_mj)
     note = IN_WORDS[words[-1]] if words else "nothing on this target can tell it"
@@ -241,8 +257,8 @@ def _row(label: str, full: float | None, lean: float | None, unit: str, note: st
     return Row(label, left, right, numbers.ratio(full, lean), note)
 
 
-def _with_unit(texts: Iterable[str], unit: str) -> tuple[str, str]:
-    left, right = (text if text == numbers.UNKNOWN else f"{text} {unit}" for text in texts)
+def _pair(full: float | None, lean: float | None, unit: str) -> tuple[str, str]:
+    left, right = numbers.amounts((full, lean), unit)
     return left, right
 
 
@@ -254,7 +270,8 @@ def _both(full: str, lean: str) -> str:
 
 
 def _figure(verdict: Verdict) -> str:
-    return numbers.against(verdict.value, verdict.limit, verdict.unit)
+    named = "" if verdict.quantity in ("latency", "energy") else f"{word(verdict.quantity)} "
+    return named + numbers.against(verdict.value, verdict.limit, verdict.unit)
 
 
 def _missed(verdict: Verdict) -> str:
@@ -262,8 +279,8 @@ def _missed(verdict: Verdict) -> str:
 
 
 def _undecided(verdict: Verdict) -> str:
-    low, high = numbers.aligned((verdict.low, verdict.high))
-    return f"{_figure(verdict)}, and the reading is only sure to lie between {low} and {high} {verdict.unit}"
+    (low, high), unit = numbers.in_unit((verdict.low, verdict.high), verdict.unit)
+    return f"{_figure(verdict)}, and the reading is only sure to lie between {low} and {high} {unit}"
 
 
 def _failed(check: ArtifactCheck) -> str:

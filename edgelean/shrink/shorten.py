@@ -22,7 +22,7 @@ def shortened(steps: Sequence[Step], outputs: Collection[str], same: Mapping[str
     """
     if not same:
         return tuple(steps)
-    known = {name: _followed(same, name) for name in same}
+    known = {name: followed(same, name) for name in same}
     wanted = {known.get(name, name) for name in outputs}
     read = read_by(steps)
     left: list[Step] = []
@@ -41,7 +41,8 @@ def read_by(steps: Sequence[Step]) -> set[str]:
     return {name for step in steps for name in step.inputs}
 
 
-def _followed(same: Mapping[str, str], name: str) -> str:
+def followed(same: Mapping[str, str], name: str) -> str:
+    """Return the tensor that a tensor is the same as in the end; itself where there is none."""
     while name in same:
         name = same[name]
     return name

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from edgelean.board.cost import Detail, Node, Operator, convolution_form, fuse, unfused
+from edgelean.board.cost import Detail, Node, Operator, convolution_form, fuse, unfused, views
+from edgelean.board.memory import Held, alive, launches
 from edgelean.board.model import Form
 from edgelean.shrink.labels import Dimension, Labels, Value
 from edgelean.shrink.rules import Extent
-from edgelean.shrink.shorten import read_by, shortened
+from edgelean.shrink.shorten import followed, read_by, shortened
 from edgelean.shrink.trace import Step, Trace
 
 Size = tuple[tuple[float, tuple[str, ...]], ...]
@@ -83,10 +84,11 @@ class Group:
 
 
 class Pieces(NamedTuple):
-    """What a model launches and stores."""
+    """What a model launches and stores, and the activations that are held together, of which the most count."""
 
     groups: tuple[Group, ...]
     tensors: tuple[tuple[Size, ...], ...]
+    alive: tuple[Sum, ...]
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,12 @@ class Structure:
         units = self._units(keep)
         return round(_sum(_total(self._left(keep).tensors), units))
 
+    def held(self, keep: Mapping[str, int]) -> Held:
+        """Return what is held while one batch runs: all that is stored, and the most activations at once."""
+        units, left = self._units(keep), self._left(keep)
+        most = max((_sum(together, units) for together in left.alive), default=0.0)
+        return Held(_sum(_total(left.tensors), units), most)
+
     def _left(self, keep: Mapping[str, int]) -> Pieces:
         return self.pieces(frozenset(same for name, same in self.blocks.items() if keep.get(name) == 0))
 
@@ -164,6 +172,7 @@ class _Shortened:
         self._values = dict(found.values)
         for step in found.steps:
             self._values.setdefault(step.name, step.flow.outputs[0])
+        self._made = {step.name: step.flow.outputs for step in found.steps}
         self._groups: dict[tuple[tuple[str, tuple[str, ...]], ...], Group] = {}
         self._pieces: dict[frozenset[Same], Pieces] = {}
 
@@ -172,7 +181,8 @@ class _Shortened:
             steps = shortened(self._steps, self._outputs, {**self._idle, **dict(same)})
             nodes = [_node(step) for step in steps]
             groups = tuple(self._group([steps[i] for i in members]) for members in fuse(nodes))
-            self._pieces[same] = Pieces(groups, self._stored(steps))
+            outputs = {followed(dict(same), name) for name in self._outputs}
+            self._pieces[same] = Pieces(groups, self._stored(steps), self._alive(nodes, outputs))
         return self._pieces[same]
 
     def _group(self, steps: list[Step]) -> Group:
@@ -180,6 +190,19 @@ class _Shortened:
         if key not in self._groups:
             self._groups[key] = _group(steps, self._values, self._sizes)
         return self._groups[key]
+
+    def _alive(self, nodes: Sequence[Node], outputs: Iterable[str]) -> tuple[Sum, ...]:
+        """Return the sizes of the activations that are held together, for every moment that may be the worst."""
+        order, viewed = launches(nodes), views(nodes)
+        changing = {name for name, value in self._values.items() if not value.constant}
+        made = {node.output for node in nodes}
+        given = {name for launch in order for name in launch.reads if name not in made} & changing
+        sets = alive(order, given, {viewed.get(name, name) for name in outputs})
+        return tuple(_total(size for name in sorted(each & changing) for size in self._sizes_of(name)) for each in sets)
+
+    def _sizes_of(self, name: str) -> list[tuple[Size, ...]]:
+        """Return the sizes of what an operator makes, or of an input."""
+        return [self._sizes.of_value(value) for value in self._made.get(name, (self._values[name],))]
 
     def _stored(self, steps: Sequence[Step]) -> tuple[tuple[Size, ...], ...]:
         read = {self._names.get(name) for name in read_by(steps) | self._outputs}
@@ -202,7 +225,8 @@ def joined(pieces: Sequence[Pieces], full: Mapping[str, int], others: Mapping[st
     """
     groups = tuple(group for each in pieces for group in each.groups)
     outside = tuple((_fixed(tensor.numel()),) for tensor in others.values())
-    whole = Pieces(groups, (*outside, *(tensor for each in pieces for tensor in each.tensors)))
+    together = tuple(moment for each in pieces for moment in each.alive)
+    whole = Pieces(groups, (*outside, *(tensor for each in pieces for tensor in each.tensors)), together)
     return Structure(full, lambda same: whole, batch)
 
 

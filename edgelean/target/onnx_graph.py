@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelean.board.cost import Detail, Kind, Node, Operator, convolution_form, fuse, unfused, views
+from edgelean.board.memory import Held, alive, launches
 from edgelean.board.model import Form
 from edgelean.errors import InputError, MissingError
 
@@ -91,6 +92,29 @@ def _operators(graph: onnx.GraphProto) -> tuple[Operator, ...]:
     nodes = [_node(index, node) for index, node in enumerate(live)]
     known = _Graph(shapes, views(nodes), constants)
     return tuple(_operator([nodes[i] for i in group], [live[i] for i in group], known) for group in fuse(nodes))
+
+
+def held_by(model: onnx.ModelProto | Path, batch: int) -> Held:
+    """Return the elements of the weights of a model, and of the activations that are alive at once for one batch.
+
+    See `operators_of` for arguments and errors. What an operator needs for itself, such as the state of a loop, is not
+    known here.
+    """
+    graph = _inferred(model, batch).graph
+    constants = _constants(graph)
+    known = _Graph(_shapes(graph, constants), {}, constants)
+    live = [node for node in graph.node if not constants.issuperset(node.output)]
+    # What an operator makes counts as one tensor, by the name of the first.
+    first = {name: node.output[0] for node in live for name in node.output}
+    nodes = [_node(index, node) for index, node in enumerate(live)]
+    nodes = [replace(node, inputs=tuple(first.get(name, name) for name in node.inputs)) for node in nodes]
+    inputs = [value.name for value in graph.input if value.name not in constants]
+    sizes = {node.output[0]: known.elements(node.output) for node in live}
+    sizes |= {name: known.elements([name]) for name in inputs}
+    viewed = views(nodes)
+    outputs = {viewed.get(name, name) for name in (first.get(value.name, value.name) for value in graph.output)}
+    most = max(sum(sizes.get(name, 0.0) for name in each) for each in alive(launches(nodes), inputs, outputs))
+    return Held(known.elements(tensor.name for tensor in graph.initializer), most)
 
 
 def _node(index: int, node: onnx.NodeProto) -> Node:
