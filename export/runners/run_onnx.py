@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
+sys.dont_write_bytecode = True  # a bundle stays as it was checked
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I does not look beside the script
 try:
     import running
@@ -28,8 +29,11 @@ class Session:
 
     words = "1 thread"
 
-    def __init__(self, content: bytes, name: str, manifest: Dict[str, Any]) -> None:
-        checked = manifest.get("versions", {}).get("onnxruntime", "of any version")
+    def __init__(self, name: str, bundle: running.Bundle) -> None:
+        content, checked = (
+            bundle.content(name),
+            bundle.manifest.get("versions", {}).get("onnxruntime", "of any version"),
+        )
         try:
             import onnxruntime
         except ImportError as error:
@@ -53,7 +57,7 @@ class Session:
 
 def main(words: Optional[List[str]] = None) -> int:
     """Run the command line ``words``; returns the exit code."""
-    return running.main(words, Session, ".onnx", "run_onnx.py")
+    return running.main(words, Session, ".onnx", __file__)
 
 
 if __name__ == "__main__":

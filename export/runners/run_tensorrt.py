@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+sys.dont_write_bytecode = True  # a bundle stays as it was checked
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -I does not look beside the script
 try:
     import numpy as np
@@ -44,12 +45,12 @@ class Entry:
         self.dtype = np.dtype({"tensor(int32)": np.int32, **running.KINDS}[self.type])
 
 
-def built_with(name: str, manifest: Dict[str, Any]) -> Dict[str, Any]:
+def built_with(name: str, bundle: running.Bundle) -> Dict[str, Any]:
     """Return what an engine was built with, from the .json file beside it."""
     car = name + ".json"
-    if car not in manifest["files"]:
+    if car not in bundle.files:
         raise RefusedError("{}: is not in manifest.json, and nothing else says what built the engine".format(car), 4)
-    return dict(json.loads(running.checked_file(car, manifest).decode("utf-8")))
+    return dict(json.loads(bundle.content(car).decode("utf-8")))
 
 
 def load_package(name: str, facts: Dict[str, Any]) -> Any:
@@ -117,8 +118,8 @@ class Gpu:
 class Session:
     """An engine with memory on the GPU; called like a session of onnxruntime."""
 
-    def __init__(self, content: bytes, name: str, manifest: Dict[str, Any]) -> None:
-        facts = built_with(name, manifest)
+    def __init__(self, name: str, bundle: running.Bundle) -> None:
+        content, facts = bundle.content(name), built_with(name, bundle)
         trt = load_package(name, facts)
         self.gpu = Gpu()
         self.log = trt.Logger(trt.Logger.ERROR)
@@ -175,7 +176,7 @@ class Session:
 
 def main(words: Optional[List[str]] = None) -> int:
     """Run the command line ``words``; returns the exit code."""
-    return running.main(words, Session, ".engine", "run_tensorrt.py")
+    return running.main(words, Session, ".engine", __file__)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the runners have in common: the command line, the manifest, and what is printed. Needs numpy, Python 3.8.
 
-A runner gives ``open_model(content, name, manifest)``: the model's bytes, which were compared with the manifest, to an
-object with ``get_inputs()`` (each with name, shape and type), ``run(None, feeds)`` and ``words``.
+A runner gives ``open_model(name, bundle)``, which opens a file of the bundle as an object with ``get_inputs()`` (each
+with name, shape and type), ``run(None, feeds)`` and ``words``.
 """
 
 from __future__ import annotations
@@ -17,39 +17,41 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 from samples import RefusedError, load, prepared, time_steps
 
-HERE = Path(__file__).resolve().parent
 WARM_UP = 20
 REPEATS = 200
 KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
-Open = Callable[[bytes, str, Dict[str, Any]], Any]
+
+class Bundle:
+    """The folder of a bundle, and what its manifest.json says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        path = self.folder / "manifest.json"
+        try:
+            self.manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+            self.files = self.manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RefusedError("{}: is not the manifest of a bundle: {}".format(path, error)) from None
+        if not isinstance(self.files, dict):
+            raise RefusedError("{}: files: must list the files of the bundle".format(path))
+
+    def content(self, name: str) -> bytes:
+        """Return the bytes of the file ``name`` if they are the ones that the manifest describes."""
+        path = (self.folder / name).resolve()
+        if path.parent != self.folder:
+            raise RefusedError("{}: lies outside of the bundle".format(name))
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RefusedError("{}: cannot be read: {}".format(path, error), exit_code=4) from None
+        if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
+            told = "{}: is not the file that manifest.json describes; copy the bundle again"
+            raise RefusedError(told.format(path), 4)
+        return content
 
 
-def read_manifest() -> Dict[str, Any]:
-    """Return manifest.json."""
-    path = HERE / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError("{}: is not the manifest of a bundle: {}".format(path, error)) from None
-    if not isinstance(files, dict):
-        raise RefusedError("{}: files: must list the files of the bundle".format(path))
-    return dict(manifest)
-
-
-def checked_file(name: str, manifest: Dict[str, Any]) -> bytes:
-    """Return the bytes of the file ``name`` if they are the ones that the manifest describes."""
-    path = (HERE / name).resolve()
-    if path.parent != HERE:
-        raise RefusedError("{}: lies outside of the bundle".format(name))
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RefusedError("{}: cannot be read: {}".format(path, error), exit_code=4) from None
-    if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
-        raise RefusedError("{}: is not the file that manifest.json describes; copy the bundle again".format(path), 4)
-    return content
+Open = Callable[[str, Bundle], Any]
 
 
 def chosen_model(arguments: argparse.Namespace, manifest: Dict[str, Any], ending: str) -> str:
@@ -195,11 +197,11 @@ def benchmark(session: Any, feeds: Dict[str, Any], batch: int) -> None:
     print("batch {}, {}: p50 {:.3f} ms, p90 {:.3f} ms, p99 {:.3f} ms".format(batch, session.words, p50, p90, p99))
 
 
-def run(arguments: argparse.Namespace, open_model: Open, ending: str) -> None:
+def run(arguments: argparse.Namespace, open_model: Open, ending: str, folder: Path) -> None:
     """Do what the command line asks."""
-    manifest = read_manifest()
-    name = chosen_model(arguments, manifest, ending)
-    session = open_model(checked_file(name, manifest), name, manifest)
+    bundle = Bundle(folder)
+    manifest = bundle.manifest
+    session = open_model(chosen_model(arguments, manifest, ending), bundle)
     labels = manifest.get("labels", [])
     if not manifest.get("verified"):
         print("warning: this bundle is not verified, see README.md", file=sys.stderr)
@@ -218,8 +220,9 @@ def run(arguments: argparse.Namespace, open_model: Open, ending: str) -> None:
         predict(session, feeds, batch, labels)
 
 
-def main(words: Optional[List[str]], open_model: Open, ending: str, program: str) -> int:
-    """Run the command line ``words`` of the runner ``program``; returns the exit code."""
+def main(words: Optional[List[str]], open_model: Open, ending: str, script: str) -> int:
+    """Run the command line ``words`` of the runner in the file ``script``; returns the exit code."""
+    program = Path(script).name
     parser = argparse.ArgumentParser(
         prog=program, description="Run an exported model on samples, or step by step on a signal."
     )
@@ -239,7 +242,7 @@ def main(words: Optional[List[str]], open_model: Open, ending: str, program: str
     if min(arguments.every, arguments.hop) < 0 or ((arguments.every or arguments.hop) and not arguments.stream):
         parser.error("--every N and --hop N are positive numbers, and go with --stream")
     try:
-        run(arguments, open_model, ending)
+        run(arguments, open_model, ending, Path(script).resolve().parent)
     except RefusedError as error:
         print("{}: {}".format(program, error), file=sys.stderr)
         return error.exit_code
