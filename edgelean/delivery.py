@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import edgelean
 from edgelean.bench import Bench
 from edgelean.board import Precision
+from edgelean.divergence import first_divergence
 from edgelean.errors import InputError
-from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
+from edgelean.evidence import write_evidence
+from edgelean.exporter.bundle import EVIDENCE, BundleFacts, check_bundle, write_bundle
 from edgelean.exporter.fp16 import products_to_fp16, to_fp16
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import recording_of
@@ -25,6 +28,7 @@ from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_
 from edgelean.exporter.targets import ExportTarget, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
 from edgelean.judging import judge, values_of
+from edgelean.label import Label
 from edgelean.loop import ClosedLoop
 from edgelean.reading import Reading
 from edgelean.recipe import Metric
@@ -65,19 +69,16 @@ class Delivery:
     forms: tuple[FormFigures, ...] = ()
 
 
-@dataclass(frozen=True)
-class Label:
-    """What the bundle says about itself: a title, and the names of the classes."""
-
-    title: str
-    classes: tuple[str, ...]
-
-
 def evidence_of(session: Session) -> Evidence:
-    """Return what a trained model says about the whole test split."""
-    recipe = session.recipe
-    pairs = batches(session.loaders.test, session.device, recipe.name)
-    return evidence(session.model, pairs, recipe.metric_function(), recipe.metric_name())
+    """Return what a trained model says about the whole test split, and about the validation split."""
+    recipe, metric = session.recipe, session.recipe.metric_function()
+
+    def said(loader: DataLoader[Any]) -> Evidence:
+        pairs = batches(loader, session.device, recipe.name)
+        return evidence(session.model, pairs, metric, recipe.metric_name())
+
+    validation = replace(said(session.loaders.validation), split="validation")
+    return replace(said(session.loaders.test), others=(validation,))
 
 
 def evidence(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], metric: Metric, metric_name: str) -> Evidence:
@@ -114,6 +115,7 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
         The bundle's place.
     """
     bench = loop.bench
+    evidence = replace(evidence, largest=bench.profile.batch)
     targets = [load_target(name) for name in bench.profile.targets]
     with tempfile.TemporaryDirectory() as scratch:
         with stopwatch.phase("exporting"):
@@ -125,7 +127,8 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             wanted = [load_target(f"onnx-{precision}") for precision in precisions]
             kinds = product(exported.items(), wanted)
             told = [(files[kind.precision], kind, evidence, form if steps else None) for (form, files), kind in kinds]
-            checks = tuple(verify(*each) for each in told)
+            checks = tuple(_explained(verify(*each), each[0], bench, exported["sequence"]["fp32"]) for each in told)
+            proof = write_evidence(evidence, label.evidence, Path(scratch) / EVIDENCE)
         recording = recording_of(exported["sequence"]["fp32"])
         notes += (f"The model is exported {recording}",) if recording else ()
         reading = bench.read_files(exported["sequence"])
@@ -143,11 +146,23 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
             form=_chosen(forms),
             forms=[vars(form) for form in forms],
             stream=None if steps is None else _stream(steps),
+            preparation=label.preparation,
+            origin=label.origin,
+            metric=evidence.metric_name,
         )
-        write_bundle(folder, [*shipped, *engine_files], facts)
+        write_bundle(folder, [*shipped, *engine_files, *([proof] if proof else [])], facts)
     files = check_bundle(folder)["files"]
     bundle = tuple(BundleFile(name, entry["bytes"], entry["sha256"]) for name, entry in files.items())
     return Delivery(reading, verdicts, checks, engine, bundle, notes, _chosen(forms), forms)
+
+
+def _explained(check: ArtifactCheck, file: Path, bench: Bench, sound: Path) -> ArtifactCheck:
+    """Return a check with the first layer that is off, where it failed; ``sound``: the FP32 file."""
+    if check.passed or check.form == "step":
+        return check
+    right = None if file == sound else sound
+    where = first_divergence(file, bench.model, bench.probe, check.tolerances["rel_l2"], right)
+    return replace(check, reason=f"{check.reason} In the file {where}.") if where else check
 
 
 def _export(
@@ -159,9 +174,7 @@ def _export(
     -------
     The step form where there is one, the files, and a note where the model's ``step`` cannot be used.
     """
-    metadata = {"edgelean.version": edgelean.__version__, "edgelean.title": label.title}
-    if label.classes:
-        metadata["edgelean.labels"] = ",".join(label.classes)
+    metadata = label.metadata()
     half = "fp16" in {bench.profile.precision, *(target.precision for target in targets)}
     whole, part = scratch / "model.onnx", scratch / step_name("model.onnx")
     steps: Steps | None = None

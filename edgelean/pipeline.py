@@ -12,8 +12,9 @@ from torch import nn
 from edgelean.assemble import Materials, assemble
 from edgelean.bench import Bench
 from edgelean.chapters import LEAN, begin, train_full_size, train_lean
-from edgelean.delivery import Label, deliver, evidence_of
+from edgelean.delivery import deliver, evidence_of
 from edgelean.job import Job, ask, asked_before, new_folder
+from edgelean.label import label_of
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.recipe import Recipe
@@ -101,8 +102,7 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
             begin(here, job, session, loop)
         train_lean(session, loop, here, stopwatch)
         twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
-        label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
-        delivery = deliver(loop, evidence_of(session), label, here.folder / "bundle", stopwatch)
+        delivery = deliver(loop, evidence_of(session), label_of(job, here.events()), here.folder / "bundle", stopwatch)
     report = assemble(Materials(job, session, loop, twin, delivery, here, stopwatch))
     write_report(report, here.folder)
     for verdict in report.verdicts:
