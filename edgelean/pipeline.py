@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from edgelean.assemble import Materials, assemble
 from edgelean.bench import Bench
 from edgelean.chapters import LEAN, begin, train_full_size, train_lean
 from edgelean.delivery import deliver, evidence_of
+from edgelean.errors import InputError
+from edgelean.exporter.targets import load_target
 from edgelean.job import Job, ask, asked_before, new_folder
 from edgelean.label import label_of
 from edgelean.loop import ClosedLoop
@@ -75,6 +78,42 @@ def resume(folder: str | Path, *, on_event: OnEvent | None = None) -> Report:
     """Go on with an interrupted run, to the same model as if nothing had happened."""
     earlier = Run.open(Path(folder), on_event)
     return run(asked_before(earlier), earlier.folder, on_event, earlier)
+
+
+def export(
+    folder: str | Path, targets: Sequence[str], *, target: str | None = None, on_event: OnEvent | None = None
+) -> Report:
+    """Export the lean model of a run that ended once more, into further formats, and verify and judge the files.
+
+    Parameters
+    ----------
+    targets
+        Names on the shelf ``export/targets``, or TOML files, beside those of the profile of the run.
+    target
+        Where the budgets are judged: ``"local"``, ``"modelled"`` or ``"ssh://[user@]host"``; left out: as in the run.
+
+    Returns
+    -------
+    Report
+        Written into the run's folder, as the bundle is.
+
+    Raises
+    ------
+    MissingError
+        There is no such run, or no such export target.
+    InputError
+        The run did not end.
+    """
+    earlier = Run.open(Path(folder), on_event)
+    job = asked_before(earlier)
+    for name in targets:
+        load_target(name)
+    trained = max((event["epoch"] for event in earlier.events() if event["event"] == "epoch"), default=0)
+    if trained < job.recipe.epochs:
+        raise InputError(f"{folder} did not end: finish it with `edgelean fit --resume {folder}`, and then export it")
+    wanted = tuple(dict.fromkeys((*job.profile.targets, *targets)))
+    profile = job.profile.model_copy(update={"targets": wanted})
+    return run(replace(job, profile=profile, target=target or job.target), earlier.folder, on_event, earlier)
 
 
 def load(folder: str | Path) -> nn.Module:

@@ -272,8 +272,8 @@ def _readme(facts: BundleFacts, sources: Sequence[Path]) -> str:
         "",
         *(f"- {check['file']}: {check['reason']}" for check in facts.checks),
         *(f"- {note}" for note in facts.notes),
-        *(f"- {key}: {value}" for key, value in facts.origin.items()),
         *_evidence_lines(sources),
+        *_origin_lines(facts),
     ]
     return "\n".join(lines) + "\n"
 
@@ -296,6 +296,11 @@ def _evidence_lines(sources: Sequence[Path]) -> list[str]:
     if EVIDENCE not in {source.name for source in sources}:
         return []
     return ["", f"`edgelean verify .` does it again, on the samples of the test split in {EVIDENCE}."]
+
+
+def _origin_lines(facts: BundleFacts) -> list[str]:
+    told = {**facts.origin, **facts.versions}
+    return ["", "## Where it comes from", "", *(f"- {key}: {value}" for key, value in told.items())] if told else []
 
 
 def _streaming(facts: BundleFacts, models: Sequence[str]) -> list[str]:
