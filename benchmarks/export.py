@@ -2,7 +2,7 @@
 
 Three are trained by `edgelean fit` (CIFAR-10 where EDGELEAN_DATA names the folder of cifar10_jpeg.npz), nine are cut
 to half with random weights. Prints the goals beside their figures, and exits 1 when one is missed. Latencies are
-medians of calls in turns, on one thread, so what else runs on the machine counts for all alike.
+medians of the CPU time of calls in turns, on one thread, so that what else runs on the machine does not count.
 """
 
 from __future__ import annotations

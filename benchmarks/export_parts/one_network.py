@@ -36,7 +36,7 @@ class Row:
     drops
         By precision, how far the metric of a trained network falls, in points; empty where it was not trained.
     latency_ms
-        Median by what is run, interleaved: ``full``, ``lean``, ``eager``, and every other precision.
+        Median CPU time by what is run, in turns, on one thread: ``full``, ``lean``, ``eager``, and other precisions.
     engines
         By precision: whether TensorRT-RTX parsed and built it, layers and seconds, or why not.
     problem
@@ -75,7 +75,6 @@ def measure(entry: Entry, folder: Path, quick: bool) -> Row:
         whole = export_onnx(lean.full, lean.inputs, folder / "full.onnx", metadata={})
     except Exception as error:  # a benchmark reports whatever happens and goes on
         return Row(name=entry.name, kind=entry.kind, problem=f"{type(error).__name__}: {error}"[:300])
-    to_fp16(file, folder / "lean.fp16.onnx")
     drops = {check.precision: 100 * (check.metric_model - check.metric_artifact) for check in lean.checks}
     return Row(
         name=entry.name,
@@ -87,7 +86,7 @@ def measure(entry: Entry, folder: Path, quick: bool) -> Row:
         metric=lean.checks[0].metric_model if lean.checks else None,
         drops=drops,
         latency_ms=_latencies(lean, whole, file),
-        engines={name: _engine(path) for name, path in (("fp32", file), ("fp16", folder / "lean.fp16.onnx"))},
+        engines={"fp32": _engine(file), "fp16": _half_engine(file, folder / "lean.fp16.onnx")},
     )
 
 
@@ -114,7 +113,7 @@ def _error(file: Path, model: nn.Module, inputs: Sequence[Tensor]) -> float:
 
 
 def _latencies(lean: Lean, whole: Path, file: Path) -> dict[str, float]:
-    """Return the median latency of one sample of each, all of them in turns."""
+    """Return the median CPU time of one sample of each, all of them in turns and on one thread."""
     some = _sized(lean.inputs, 1)
     feeds = {f"input_{index}" if index else "input": x.numpy() for index, x in enumerate(some)}
     runtime = OnnxRuntimeCpu()
@@ -134,10 +133,18 @@ def _latencies(lean: Lean, whole: Path, file: Path) -> dict[str, float]:
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(repeats):
         call()
-    return max(time.perf_counter() - started, 1e-9) / repeats
+    return max(time.process_time() - started, 1e-9) / repeats
+
+
+def _half_engine(file: Path, path: Path) -> tuple[bool, str]:
+    try:
+        to_fp16(file, path)
+    except Exception as error:  # as above
+        return False, f"not converted: {error}"
+    return _engine(path)
 
 
 def _engine(path: Path) -> tuple[bool, str]:
