@@ -12,7 +12,7 @@ import torch
 
 from edgelean.delivery import evidence_of
 from edgelean.divergence import first_divergence
-from edgelean.errors import MissingError
+from edgelean.errors import MissingError, VerificationError
 from edgelean.evidence import Evidence, read_evidence
 from edgelean.exporter.bundle import EVIDENCE, MANIFEST, check_bundle
 from edgelean.exporter.onnx import export_onnx
@@ -70,7 +70,7 @@ def verify_again(place: Path) -> Rechecked:
     InputError
         The manifest is not one of a bundle, or leads out of it.
     VerificationError
-        A file is missing or is not the one that was written; the message names it.
+        A file is missing, is not the one that was written, or reads others; the message names it.
     """
     bundle = _bundle_at(place)
     manifest = check_bundle(bundle)
@@ -129,6 +129,7 @@ def _metrics() -> dict[str, Any]:
 def _checked(told: Mapping[str, Any], bundle: Path, evidence: Evidence, session: Session | None) -> ArtifactCheck:
     """Check one file again as it was checked when the bundle was written."""
     file = bundle / told["file"]
+    _refuse_others(file)
     check = verify(file, _target(told), evidence, told["form"])
     if check.passed or session is None or check.form == "step":
         return check
@@ -137,6 +138,27 @@ def _checked(told: Mapping[str, Any], bundle: Path, evidence: Evidence, session:
         sound = export_onnx(session.model, inputs, Path(scratch) / "sound.onnx", metadata={})
         where = first_divergence(file, session.model, inputs, check.tolerances["rel_l2"], sound)
     return replace(check, reason=f"{check.reason} In the file {where}.") if where else check
+
+
+def _refuse_others(file: Path) -> None:
+    """Refuse an ONNX file with weights elsewhere: those have no hash, and their path may lead anywhere.
+
+    Raises
+    ------
+    VerificationError
+        It names such a file.
+    """
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except Exception:  # protobuf's own kinds; that it does not open comes out when it is run
+        return
+    if outside := next((tensor.name for tensor in graph.initializer if uses_external_data(tensor)), None):
+        raise VerificationError(
+            f"{file}: the weight {outside!r} lies in another file, of which the manifest has no hash"
+        )
 
 
 def _target(told: Mapping[str, Any]) -> ExportTarget:

@@ -333,7 +333,7 @@ def _trtexec(model: Path, batch: int) -> str:
     """Return the command of the tool that comes with TensorRT on a Jetson."""
     import onnx
 
-    graph = onnx.load(model).graph
+    graph = onnx.load(model, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
 
