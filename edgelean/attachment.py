@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from edgelean.bench import Bench
 from edgelean.board import load_board
-from edgelean.delivery import Delivery, Label, Sample, deliver, evidence
+from edgelean.delivery import Delivery, Sample, deliver, evidence
 from edgelean.errors import InputError
 from edgelean.exporter.graphs import Samples
 from edgelean.exporter.search import HeldOut
 from edgelean.job import About
+from edgelean.label import Label, plan_hash
 from edgelean.loop import ClosedLoop
 from edgelean.notebook import Notebook, check_folder
 from edgelean.profile import Profile, load_profile
@@ -191,7 +192,8 @@ class Attached:
         if self._steps < planned:
             self.note(f"The training ended after {self._steps} of {planned} steps.")
         self._notebook.close()
-        label = Label(f"{name} for {bench.profile.name}", ())
+        origin = {"profile": bench.profile.name, "board": bench.profile.board, "plan": plan_hash(self.events)}
+        label = Label(f"{name} for {bench.profile.name}", (), origin=origin)
         place = Path(out) if out is not None else self._notebook.bundle() or Path("bundle")
 
         def delivered() -> tuple[Delivery, Report | None]:

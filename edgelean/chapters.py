@@ -146,8 +146,9 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
     if place == BEGINNING:
         keep(place)
     tail = Tail.of(session, loop.bench, loop.around.board, run.events())
-    with stopwatch.phase("training"), account:
-        train(session, lambda step, loss: loop.after_step(step), after_epoch, keep, place, tail.computing)
+    if place.epoch < session.recipe.epochs:  # else it is exported once more, and the sensors alone would count
+        with stopwatch.phase("training"), account:
+            train(session, lambda step, loss: loop.after_step(step), after_epoch, keep, place, tail.computing)
     loop.close()
     loop.bench.notes += tail.words()
 
@@ -184,8 +185,9 @@ def train_full_size(recipe: Recipe, seed: int, device: torch.device, run: Run, s
     if earlier is not None:
         place = unpack(earlier.checkpoint, session).place
         _settle(run, earlier, stopwatch)
-    with stopwatch.phase("full-size training"), account:
-        train(session, lambda step, loss: None, after_epoch, Keeper(folder, packed, run.flush), place)
+    if place.epoch < recipe.epochs:
+        with stopwatch.phase("full-size training"), account:
+            train(session, lambda step, loss: None, after_epoch, Keeper(folder, packed, run.flush), place)
     return Twin(session, evaluate(session, session.loaders.test))
 
 

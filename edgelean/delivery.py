@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import edgelean
 from edgelean.bench import Bench
 from edgelean.board import Precision
+from edgelean.divergence import first_divergence
 from edgelean.errors import InputError
-from edgelean.exporter.bundle import BundleFacts, check_bundle, write_bundle
+from edgelean.evidence import write_evidence
+from edgelean.exporter.bundle import EVIDENCE, BundleFacts, check_bundle, write_bundle
 from edgelean.exporter.graphs import Graphs, Samples, lowered, lowered_steps
 from edgelean.exporter.onnx import export_onnx
 from edgelean.exporter.recorded import recording_of
@@ -26,6 +29,7 @@ from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_
 from edgelean.exporter.targets import PRECISIONS, ExportTarget, graph_target, graph_targets, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
 from edgelean.judging import Kept, judge, judge_loss, values_of
+from edgelean.label import Label
 from edgelean.loop import ClosedLoop
 from edgelean.reading import Reading
 from edgelean.recipe import Metric
@@ -70,19 +74,16 @@ class Delivery:
     forms: tuple[FormFigures, ...] = ()
 
 
-@dataclass(frozen=True)
-class Label:
-    """What the bundle says about itself: a title, and the names of the classes."""
-
-    title: str
-    classes: tuple[str, ...]
-
-
 def evidence_of(session: Session) -> Evidence:
-    """Return what a trained model says about the whole test split."""
-    recipe = session.recipe
-    pairs = batches(session.loaders.test, session.device, recipe.name)
-    return evidence(session.model, pairs, recipe.metric_function(), recipe.metric_name())
+    """Return what a trained model says about the whole test split, and about the validation split."""
+    recipe, metric = session.recipe, session.recipe.metric_function()
+
+    def said(loader: DataLoader[Any]) -> Evidence:
+        pairs = batches(loader, session.device, recipe.name)
+        return evidence(session.model, pairs, metric, recipe.metric_name())
+
+    validation = replace(said(session.loaders.validation), split="validation")
+    return replace(said(session.loaders.test), others=(validation,))
 
 
 Sample = Tensor | tuple[Tensor, ...]
@@ -138,14 +139,18 @@ def deliver(
         Of the full-size model on the test split, where it was trained as well.
     """
     bench, targets = loop.bench, _targets(loop)
+    evidence = replace(evidence, largest=bench.profile.batch)
     with tempfile.TemporaryDirectory() as scratch:
         with stopwatch.phase("exporting"):
             steps, exported, notes = _export(loop, targets, samples, label, Path(scratch))
             engine, engine_files = _engines(targets, exported, Path(scratch), bench.profile.batch)
         with stopwatch.phase("verifying"):
-            checked, fallen = _settled(loop, _verified(targets, exported, evidence, steps))
+            found = _verified(targets, exported, evidence, steps)
+            sound = exported["sequence"][WHOLE]
+            checked, fallen = _settled(loop, [(file, _explained(check, file, bench, sound)) for file, check in found])
+            proof = write_evidence(evidence, label.evidence, Path(scratch) / EVIDENCE)
         checks = tuple(check for _, check in checked)
-        recording = recording_of(exported["sequence"][WHOLE])
+        recording = recording_of(sound)
         notes += (*((f"The model is exported {recording}",) if recording else ()), *fallen)
         reading = bench.read_files(_by_precision(loop, exported["sequence"]))
         verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
@@ -164,8 +169,11 @@ def deliver(
             form=_chosen(forms),
             forms=[vars(form) for form in forms],
             stream=None if steps is None else _stream(steps),
+            preparation=label.preparation,
+            origin=label.origin,
+            metric=evidence.metric_name,
         )
-        write_bundle(folder, [*(file for file, _ in checked), *engine_files], facts)
+        write_bundle(folder, [*(file for file, _ in checked), *engine_files, *([proof] if proof else [])], facts)
     files = check_bundle(folder)["files"]
     bundle = tuple(BundleFile(name, entry["bytes"], entry["sha256"]) for name, entry in files.items())
     return Delivery(reading, verdicts, checks, engine, bundle, notes, _chosen(forms), forms)
@@ -223,6 +231,15 @@ def _kept(loop: ClosedLoop, checks: Sequence[ArtifactCheck], full_size: float | 
     return Kept(best, now, f"{words}; with `--set compare=true` against the full-size model")
 
 
+def _explained(check: ArtifactCheck, file: Path, bench: Bench, sound: Path) -> ArtifactCheck:
+    """Return a check with the first layer that is off, where it failed; ``sound``: the FP32 file."""
+    if check.passed or check.form == "step":
+        return check
+    right = None if file == sound else sound
+    where = first_divergence(file, bench.model, bench.probe, check.tolerances["rel_l2"], right)
+    return replace(check, reason=f"{check.reason} In the file {where}.") if where else check
+
+
 def _export(
     loop: ClosedLoop, targets: Sequence[ExportTarget], samples: Samples, label: Label, scratch: Path
 ) -> tuple[Steps | None, dict[Form, Graphs], tuple[str, ...]]:
@@ -233,10 +250,7 @@ def _export(
     The step form where there is one, the files, and notes: where the model's ``step`` cannot be used, and what was
     kept in a higher precision.
     """
-    bench = loop.bench
-    metadata = {"edgelean.version": edgelean.__version__, "edgelean.title": label.title}
-    if label.classes:
-        metadata["edgelean.labels"] = ",".join(label.classes)
+    bench, metadata = loop.bench, label.metadata()
     needed = graph_targets(
         [load_target("onnx-fp32"), *targets, graph_target(bench.profile.precision, loop.around.board.kind)]
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +14,11 @@ from torch import nn
 from edgelean.assemble import Materials, conclude
 from edgelean.bench import Bench
 from edgelean.chapters import CHECKPOINTS, LEAN, begin, found_in, resumable, take_up, train_full_size, train_lean
-from edgelean.delivery import Label, deliver, evidence_of
+from edgelean.delivery import deliver, evidence_of
 from edgelean.errors import InputError
+from edgelean.exporter.targets import load_target
 from edgelean.job import Job, ask, asked_before, new_folder
+from edgelean.label import label_of
 from edgelean.loop import ClosedLoop
 from edgelean.lowering import samples_of
 from edgelean.profile import Profile
@@ -96,6 +99,43 @@ def resume(folder: str | Path, *, recipe: Recipe | None = None, on_event: OnEven
         return run(asked_before(earlier, recipe), earlier.folder, on_event, earlier)
 
 
+def export(
+    folder: str | Path, targets: Sequence[str], *, target: str | None = None, on_event: OnEvent | None = None
+) -> Report:
+    """Export the lean model of a run that ended once more, into further formats, and verify and judge the files.
+
+    Parameters
+    ----------
+    targets
+        Names on the shelf ``export/targets``, or TOML files, beside those of the profile of the run.
+    target
+        Where the budgets are judged: ``"local"``, ``"modelled"`` or ``"ssh://[user@]host"``; left out: as in the run.
+
+    Returns
+    -------
+    Report
+        Written into the run's folder, as the bundle is.
+
+    Raises
+    ------
+    MissingError
+        There is no such run, or no such export target.
+    InputError
+        The run did not end.
+    """
+    for name in targets:
+        load_target(name)
+    with closing(Run.reopen(Path(folder), on_event)) as earlier:
+        job = asked_before(earlier)
+        trained = max((event["epoch"] for event in earlier.events() if event["event"] == "epoch"), default=0)
+        if trained < job.recipe.epochs:
+            how = f"finish it with `edgelean fit --resume {folder}`"
+            raise InputError(f"{folder} did not end: {how}, and then export it")
+        wanted = tuple(dict.fromkeys((*job.profile.targets, *targets)))
+        profile = job.profile.model_copy(update={"targets": wanted})
+        return run(replace(job, profile=profile, target=target or job.target), earlier.folder, on_event, earlier)
+
+
 def load(folder: str | Path) -> nn.Module:
     """Return the lean model of a run, as it was after its last epoch, ready to infer on the CPU."""
     job = asked_before(Run.open(Path(folder)))
@@ -153,8 +193,7 @@ def _worked_through(
         place = take_up(here, job, session, loop, found)
     train_lean(session, loop, here, stopwatch, place)
     twin = train_full_size(job.recipe, job.seed, session.device, here, stopwatch) if job.recipe.compare else None
-    label = Label(f"{job.recipe.name} for {job.profile.name}", job.recipe.labels)
-    evidence = evidence_of(session)
+    evidence, label = evidence_of(session), label_of(job, here.events())
     known, out = None if twin is None else twin.metric, here.folder / "bundle"
     delivery = deliver(loop, evidence, samples_of(session), label, out, stopwatch, known)
     return conclude(Materials(about, evidence.metric_of_model(), loop, twin, delivery, here, stopwatch))

@@ -8,9 +8,9 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,60 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """How an image becomes a sample, for the runners that ship with a model: resized, from 0 to 1, then normalised.
+
+    Attributes
+    ----------
+    size
+        Height and width in pixels; another size is changed linearly, with a mean where it shrinks.
+    channels
+        1 for grey, 3 for red, green and blue.
+    mean, std
+        Per channel: what is taken off the pixels, which are from 0 to 1, and what they are then divided by.
+    layout
+        The order of the numbers; the shape is that of the model's input.
+    """
+
+    size: tuple[int, int]
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Literal["channels first", "channels last"] = "channels first"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it in plain JSON types, as a manifest has it."""
+        return {"kind": "image", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioInput:
+    """How a recording becomes a sample, for the runners that ship with a model: one channel, from -1 to 1.
+
+    Attributes
+    ----------
+    rate_hz
+        Samples a second; a recording of another rate is refused.
+    samples
+        Length; a longer one is cut at its end, a shorter one gets silence on both sides.
+    rms
+        The root mean square that every recording is brought to before the silence is added; 0 leaves it as it is.
+    frame, hop
+        Samples in a frame, and from one to the next; 0 for the whole recording in one.
+    """
+
+    rate_hz: int
+    samples: int
+    rms: float = 0.0
+    frame: int = 0
+    hop: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it in plain JSON types, as a manifest has it."""
+        return {"kind": "audio", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What is trained, on what, and how.
 
@@ -67,6 +121,11 @@ class Recipe:
         Names of the classes, for the runner that ships with the model.
     protect
         Paths of modules that keep their size, such as ``"head"`` or ``"layers.*.attn"``, with all that is below them.
+    preparation
+        How an image or a recording becomes a sample, for the runner that ships with the model.
+    evidence
+        At most so many samples of the test split go into the bundle, with what the trained model says of them, so that
+        it can be verified elsewhere; 0 where the data must not leave.
     """
 
     model: Callable[[], nn.Module]
@@ -82,6 +141,8 @@ class Recipe:
     compare: bool = False
     labels: tuple[str, ...] = ()
     protect: Sequence[str] = ()
+    preparation: ImageInput | AudioInput | None = None
+    evidence: int = 256
 
     def metric_name(self) -> str:
         """Return what the metric is called in displays and reports."""
@@ -143,6 +204,7 @@ _CONVERTERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "learning_rate": (float, "a number"),
     "weight_decay": (float, "a number"),
     "compare": (_flag, "true or false"),
+    "evidence": (int, "a whole number"),
     "protect": (_paths, "paths of modules, with commas between them"),
 }
 
@@ -171,8 +233,9 @@ def checked(recipe: Recipe) -> Recipe:
     for key in ("epochs", "batch_size", "learning_rate"):
         if not getattr(recipe, key) > 0:
             raise InputError(f"recipe {recipe.name!r}: {key} is {getattr(recipe, key)}, it has to be above 0")
-    if recipe.weight_decay < 0:
-        raise InputError(f"recipe {recipe.name!r}: weight_decay is {recipe.weight_decay}, it cannot be negative")
+    for key in ("weight_decay", "evidence"):
+        if getattr(recipe, key) < 0:
+            raise InputError(f"recipe {recipe.name!r}: {key} is {getattr(recipe, key)}, it cannot be negative")
     if isinstance(recipe.protect, str) or not all(isinstance(path, str) and path for path in recipe.protect):
         raise InputError(f"recipe {recipe.name!r}: protect is {recipe.protect!r}, it has to be a list of module paths")
     recipe.metric_function()

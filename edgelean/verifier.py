@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelean.errors import InputError, VerificationError
+from edgelean.evidence import MOST_CALLS, Array, bounded
+from edgelean.evidence import Evidence as Evidence
 from edgelean.exporter.rounding import open_as_written
 from edgelean.exporter.steps import ANSWERS_KEY, LENGTH_KEY, Form
 from edgelean.exporter.targets import ExportTarget, Tolerances
 
-Array = NDArray[Any]
-Metric = Callable[[Array, Array], float]
 Call = Callable[[Any, Sequence[Array]], Array]
 """Runs a session of onnxruntime on one batch and returns the first output."""
 
 _ALONE = 16
 """Samples that are run a second time, one by one: a graph can be right for a batch and wrong for a single sample."""
-
-_MOST_CALLS = 20_000
-"""Calls of a step form; where the whole test split needs more, sequences from all over it are run."""
-
-_TOGETHER = 256
-"""Sequences that go through a step form at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What the trained model said about the test split; every artifact is held against it.
-
-    Attributes
-    ----------
-    batches
-        The inputs: per batch a tuple of arrays, one per input of the model. Iterated once per artifact, so it has to
-        start anew each time, as a list or a loader does.
-    outputs
-        The trained model's outputs for all samples of ``batches`` in their order, ``[n, ...]``.
-    targets
-        What ``metric`` compares them with, ``[n, ...]``.
-    metric
-        ``metric(outputs, targets)``; higher is better.
-    metric_name
-        What the metric is called.
-    """
-
-    batches: Iterable[Sequence[Array]]
-    outputs: Array
-    targets: Array
-    metric: Metric
-    metric_name: str
-
-    def metric_of_model(self) -> float:
-        """Return the task metric of the trained model."""
-        return float(self.metric(self.outputs, self.targets))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +45,8 @@ class ArtifactCheck:
         The verdict, and why, in one sentence.
     form
         How the file reads a sequence; None where the model has one form only.
+    tolerances
+        What it was held to: the fields of a ``Tolerances``.
     """
 
     file: str
@@ -96,15 +61,17 @@ class ArtifactCheck:
     passed: bool
     reason: str
     form: Form | None = None
+    tolerances: Mapping[str, float] = field(default_factory=dict)
 
 
 def verify(path: Path | str, target: ExportTarget, evidence: Evidence, form: Form | None = None) -> ArtifactCheck:
-    """Run an ONNX file over the whole test split and compare it with the trained model.
+    """Run an ONNX file over whole splits and compare it with the trained model.
 
-    Every batch is run as it comes, and the first samples once more on their own. The file fails when it does not run,
-    when an output is not a finite number, when the outputs are further off than the tolerances of ``target``, when
-    another class wins in more samples than they allow, or when the metric drops by more. A sample whose winner leads by
-    so little that rounding may decide (``near_tie``) counts against neither agreement nor metric.
+    Every batch is run as it comes, the first samples once more on their own, and some as the largest batch of the
+    profile. The file fails when it does not run, when an output is not a finite number, when the outputs are further
+    off than the tolerances of ``target``, when another class wins in more samples than they allow, or when the metric
+    drops by more. A sample whose winner leads by so little that rounding may decide (``near_tie``) counts against
+    neither agreement nor metric.
 
     Raises
     ------
@@ -115,14 +82,9 @@ def verify(path: Path | str, target: ExportTarget, evidence: Evidence, form: For
     """
     import onnxruntime
 
-    path, whole = Path(path), len(evidence.outputs)
-    if bad := _not_finite(evidence.outputs):
-        raise VerificationError(f"the trained model itself gives NaN or infinity in {bad} of the test samples")
-    evidence = bounded(evidence) if form == "step" else evidence
-    found, alone, complaint = _outputs(path, evidence, _stream if form == "step" else _call)
-    figures = _compare(found, evidence, target.tolerances.near_tie)
-    complaints = [complaint] if complaint else _excesses(figures, evidence.metric_name, target.tolerances)
-    complaints = complaints or _excess_of_singles(alone, evidence.outputs, target.tolerances)
+    path = Path(path)
+    found = [_compared(path, target.tolerances, each, form) for each in (evidence, *evidence.others)]
+    figures, failed = found[0].figures, [each for each in found if each.complaints]
     return ArtifactCheck(
         file=path.name,
         precision=target.precision,
@@ -132,11 +94,41 @@ def verify(path: Path | str, target: ExportTarget, evidence: Evidence, form: For
         metric_model=figures.metric_model,
         metric_artifact=figures.metric_artifact,
         agreement=figures.agreement,
-        rel_l2=figures.rel_l2,
-        passed=not complaints,
-        reason=_sentence(complaints, figures, target.tolerances, _samples(form, figures.samples, whole)),
+        rel_l2=max(each.figures.rel_l2 for each in found),
+        passed=not failed,
+        reason=_sentence(failed[:1] or found, target.tolerances),
         form=form,
+        tolerances=target.tolerances.model_dump(),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared:
+    """One split: ``whole`` samples in it, the figures of those that were run, and what is wrong with them."""
+
+    split: str
+    whole: int
+    form: Form | None
+    figures: _Figures
+    complaints: Sequence[str]
+
+    def words(self) -> str:
+        seen = self.figures.samples
+        return f"all {seen} {self.split}" if seen == self.whole else f"{seen} of the {self.whole} {self.split}"
+
+
+def _compared(path: Path, allowed: Tolerances, evidence: Evidence, form: Form | None) -> _Compared:
+    whole = len(evidence.outputs)
+    if bad := _not_finite(evidence.outputs):
+        raise VerificationError(
+            f"the trained model itself gives NaN or infinity in {bad} of the {evidence.split} samples"
+        )
+    evidence = bounded(evidence) if form == "step" else evidence
+    found, again, complaint = _outputs(path, evidence, _stream if form == "step" else _call)
+    figures = _compare(found, evidence, allowed.near_tie)
+    complaints = [complaint] if complaint else _excesses(figures, evidence.metric_name, allowed)
+    complaints = complaints or _excess_of_sizes(again, evidence.outputs, allowed)
+    return _Compared(split=evidence.split, whole=whole, form=form, figures=figures, complaints=complaints)
 
 
 def relative_l2(found: Array, wanted: Array) -> Array:
@@ -204,7 +196,9 @@ def _compare(found: Array, evidence: Evidence, near_tie: float) -> _Figures:
 def _metric(outputs: Array, evidence: Evidence) -> float:
     value = float(evidence.metric(outputs, evidence.targets))
     if not math.isfinite(value):
-        raise VerificationError(f"{evidence.metric_name} is {value} on the test split, so that nothing can be compared")
+        raise VerificationError(
+            f"{evidence.metric_name} is {value} on the {evidence.split} split, so that nothing can be compared"
+        )
     return value
 
 
@@ -220,89 +214,77 @@ def _excesses(figures: _Figures, metric_name: str, allowed: Tolerances) -> list[
     return excesses
 
 
-def _excess_of_singles(alone: Array, wanted: Array, allowed: Tolerances) -> list[str]:
-    off = float(relative_l2(alone, wanted[: len(alone)]).max(initial=0.0))
-    return [] if off <= allowed.rel_l2 else [f"in a batch of one its outputs are off by up to {off:.2g} of their norm"]
+def _excess_of_sizes(again: Mapping[int, Array], wanted: Array, allowed: Tolerances) -> list[str]:
+    """Return a clause for every batch size in which the first samples, over and over, give something else."""
+    clauses = []
+    for size, outputs in again.items():
+        rows = np.arange(len(outputs)) % len(wanted)
+        off = float(relative_l2(outputs, wanted[rows]).max(initial=0.0))
+        words = "one" if size == 1 else str(size)
+        if not off <= allowed.rel_l2:
+            clauses.append(f"in a batch of {words} its outputs are off by up to {off:.2g} of their norm")
+    return clauses
 
 
-def _samples(form: Form | None, seen: int, whole: int) -> str:
-    words = f"all {whole} test samples" if seen == whole else f"{seen} of the {whole} test samples"
-    return f"{words}, step by step," if form == "step" else words
-
-
-def _sentence(complaints: list[str], figures: _Figures, allowed: Tolerances, samples: str) -> str:
-    if complaints:
-        return f"Failed on {samples.removeprefix('all ').removesuffix(',')}: {'; '.join(complaints)}."
-    ties = f"; {figures.ties} near ties went the other way" if figures.ties else ""
-    return f"On {samples} its outputs are within {figures.rel_l2:.2g} of their norm (allowed {allowed.rel_l2:g}){ties}."
-
-
-def bounded(evidence: Evidence) -> Evidence:
-    """Return the evidence on as many sequences as a step form can be run over in a short time, many at once.
-
-    Where the test split has more, groups from its beginning to its end are taken: it may be sorted.
-    """
-    groups: list[list[Array]] = []
-    for batch in evidence.batches:
-        last = groups[-1] if groups else None
-        if last is None or len(last[0]) + len(batch[0]) > _TOGETHER or last[0].shape[1:] != batch[0].shape[1:]:
-            groups.append([np.asarray(array) for array in batch])
-        else:
-            groups[-1] = [np.concatenate(pair) for pair in zip(last, batch, strict=True)]
-    ends = np.cumsum([len(group[0]) for group in groups])
-    if not groups or ends[-1] != len(evidence.outputs):
-        return evidence
-    longest = max(group[0].shape[1] if group[0].ndim > 1 else 1 for group in groups)
-    most = min(len(groups), max(1, _MOST_CALLS // longest))
-    chosen = np.unique(np.linspace(0, len(groups) - 1, most).round().astype(int))
-    rows = np.concatenate([np.arange(ends[index] - len(groups[index][0]), ends[index]) for index in chosen])
-    return replace(
-        evidence,
-        batches=[groups[index] for index in chosen],
-        outputs=evidence.outputs[rows],
-        targets=evidence.targets[rows],
+def _sentence(found: Sequence[_Compared], allowed: Tolerances) -> str:
+    first, words = found[0], " and ".join(each.words() for each in found)
+    step = ", step by step" if first.form == "step" else ""
+    if first.complaints:
+        return f"Failed on {words.removeprefix('all ')} samples{step}: {'; '.join(first.complaints)}."
+    ties, off = sum(each.figures.ties for each in found), max(each.figures.rel_l2 for each in found)
+    told = f"; {ties} near ties went the other way" if ties else ""
+    step = ", step by step," if first.form == "step" else ""
+    return (
+        f"On {words} samples{step} its outputs are within {off:.2g} of their norm (allowed {allowed.rel_l2:g}){told}."
     )
 
 
-def _outputs(path: Path, evidence: Evidence, call: Call) -> tuple[Array, Array, str]:
-    """Return the artifact's outputs, those of the first samples alone, and what makes them unusable, or nothing.
+def _outputs(path: Path, evidence: Evidence, call: Call) -> tuple[Array, Mapping[int, Array], str]:
+    """Return the artifact's outputs, some again by batch size, and what makes them unusable, or nothing.
 
     The outputs are finite and have the shape of the model's, whatever the artifact gave.
     """
-    wanted = evidence.outputs
-    nothing, none = np.zeros_like(wanted), wanted[:0]
+    wanted, split = evidence.outputs, f"{evidence.split} split"
+    nothing = np.zeros_like(wanted)
     try:
-        found, alone = _run(path, evidence.batches, call)
+        found, again = _run(path, evidence, call)
     except _UnusableError as error:
-        return nothing, none, str(error)
+        return nothing, {}, str(error)
     if len(found) != len(wanted):
-        raise InputError(f"the test split has {len(found)} samples, but the model's outputs are of {len(wanted)}")
+        raise InputError(f"the {split} has {len(found)} samples, but the model's outputs are of {len(wanted)}")
     if found.shape != wanted.shape:
-        return nothing, none, f"its outputs have the shape {list(found.shape)}, wanted {list(wanted.shape)}"
+        return nothing, {}, f"its outputs have the shape {list(found.shape)}, wanted {list(wanted.shape)}"
     if bad := _not_finite(found):
-        return np.where(np.isfinite(found), found, 0), none, f"NaN or infinity in the outputs of {bad} samples"
-    return found, alone, ""
+        return np.where(np.isfinite(found), found, 0), {}, f"NaN or infinity in the outputs of {bad} samples"
+    return found, again, ""
 
 
 class _UnusableError(Exception):
     """onnxruntime cannot run the artifact; the message says why."""
 
 
-def _run(path: Path, batches: Iterable[Sequence[Array]], call: Call) -> tuple[Array, Array]:
-    """Return the outputs ``[n, ...]`` for all batches, and for the first samples each in a batch of one."""
+def _run(path: Path, evidence: Evidence, call: Call) -> tuple[Array, dict[int, Array]]:
+    """Return the outputs ``[n, ...]`` for all batches, and those of the first samples in batches of other sizes."""
     session = _open(path)
     parts: list[Array] = []
-    alone: list[Array] = []
-    for batch in batches:
+    again: dict[int, Array] = {}
+    for batch in evidence.batches:
         parts.append(call(session, batch))
-        if not alone:
+        if not again:
             # A step form is called once for each time step.
-            most = min(_ALONE, max(1, _MOST_CALLS // batch[0].shape[1])) if call is _stream else _ALONE
+            most = min(_ALONE, max(1, MOST_CALLS // batch[0].shape[1])) if call is _stream else _ALONE
             singles = range(min(len(batch[0]), most))
-            alone = [call(session, [array[index : index + 1] for array in batch]) for index in singles]
+            again[1] = np.concatenate([call(session, _rows(batch, [index])) for index in singles])
+            if evidence.largest not in (1, len(batch[0])):
+                rows = [index % len(batch[0]) for index in range(evidence.largest)]
+                again[evidence.largest] = call(session, _rows(batch, rows))
     if not parts:
-        raise InputError("the test split is empty; an artifact can only be verified on samples")
-    return np.concatenate(parts), np.concatenate(alone)
+        raise InputError(f"the {evidence.split} split is empty; an artifact can only be verified on samples")
+    return np.concatenate(parts), again
+
+
+def _rows(batch: Sequence[Array], rows: Sequence[int]) -> list[Array]:
+    return [array[list(rows)] for array in batch]
 
 
 def _open(path: Path) -> Any:
@@ -335,7 +317,7 @@ def _stream(session: Any, batch: Sequence[Array]) -> Array:
 def _called(session: Any, arrays: Sequence[Array]) -> list[Array]:
     names = [entry.name for entry in session.get_inputs()]
     if len(names) != len(arrays):
-        raise InputError(f"the artifact has the inputs {', '.join(names)}, the test split gives {len(arrays)} arrays")
+        raise InputError(f"the artifact has the inputs {', '.join(names)}, the split gives {len(arrays)} arrays")
     try:
         outputs: list[Array] = session.run(None, dict(zip(names, arrays, strict=True)))
     except Exception as error:  # as in _open
@@ -350,7 +332,7 @@ def _refuse_length(session: Any, batch: Sequence[Array]) -> None:
     length = session.get_modelmeta().custom_metadata_map.get(LENGTH_KEY)
     if length is not None and batch[0].shape[1:2] != (int(length),):
         raise _UnusableError(
-            f"it takes sequences of {length} time steps and the test split has one of {batch[0].shape[1]}: cut and pad "
+            f"it takes sequences of {length} time steps and the split has one of {batch[0].shape[1]}: cut and pad "
             "them to one length, or use the step form, which takes any"
         )
 

@@ -21,6 +21,9 @@ FACTS = BundleFacts(
 )
 
 
+RUNNER = {"run_onnx.py", "running.py", "samples.py"}
+
+
 @pytest.fixture
 def model(tmp_path):
     (tmp_path / "scratch").mkdir()
@@ -34,13 +37,13 @@ def bundle(tmp_path, model):
 
 def failed(facts=FACTS):
     return BundleFacts(
-        **vars(facts) | {"checks": [PASSED, {"file": "b.onnx", "passed": False, "reason": "It is off."}]}
+        **vars(facts) | {"checks": [PASSED, {"file": "model.onnx", "passed": False, "reason": "It is off."}]}
     )
 
 
 def test_the_manifest_has_size_and_hash_of_every_other_file(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
-    assert set(manifest["files"]) == {"model.onnx", "run_onnx.py", "README.md"}
+    assert set(manifest["files"]) == {"model.onnx", "README.md", *RUNNER}
     for name, entry in manifest["files"].items():
         content = (bundle / name).read_bytes()
         assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
@@ -80,8 +83,8 @@ def test_a_bundle_that_did_not_pass_is_marked_so(facts, model, tmp_path):
 
 def test_a_bundle_is_replaced_as_a_whole(bundle, tmp_path):
     other = small_onnx.save_perceptron(tmp_path / "other.onnx", small_onnx.weights(seed=4))
-    write_bundle(bundle, [other], FACTS)
-    assert set(check_bundle(bundle)["files"]) == {"other.onnx", "run_onnx.py", "README.md"}
+    write_bundle(bundle, [other], BundleFacts(title="another", batch=1))
+    assert set(check_bundle(bundle)["files"]) == {"other.onnx", "README.md", *RUNNER}
     assert not (bundle / "model.onnx").exists()
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
@@ -121,7 +124,7 @@ def test_files_that_are_missing_or_have_a_taken_name_are_refused(model, tmp_path
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "run_onnx.py", "README.md"])
+@pytest.mark.parametrize("name", ["model.onnx", "README.md", *sorted(RUNNER)])
 def test_a_changed_file_is_named(bundle, name):
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -136,24 +139,90 @@ def test_a_missing_file_is_named(bundle):
         check_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/../../secret", "..\\secret", ".."])
+OUTSIDE = [
+    "../secret",
+    "/etc/hostname",
+    "sub/../../secret",
+    "..\\secret",
+    "..",
+    "",
+    ".",
+    "C:secret",
+    "a\0b",
+    "sub/inside",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_a_manifest_cannot_name_a_file_outside(bundle, name):
     (bundle.parent / "secret").write_text("key")
-    rewrite(bundle, files={name: {"sha256": hashlib.sha256(b"key").hexdigest(), "bytes": 3}})
+    rewrite(bundle, checks=[], files={name: {"sha256": hashlib.sha256(b"key").hexdigest(), "bytes": 3}})
     with pytest.raises(InputError, match="leads out of the bundle"):
         check_bundle(bundle)
 
 
-def test_a_link_cannot_lead_outside(bundle):
+@pytest.mark.parametrize("where", ["../secret", "README.md"])
+def test_a_link_is_no_file_of_a_bundle(bundle, where):
     (bundle.parent / "secret").write_text("key")
-    (bundle / "inside").symlink_to(bundle.parent / "secret")
-    rewrite(bundle, files={"inside": {"sha256": hashlib.sha256(b"key").hexdigest(), "bytes": 3}})
+    (bundle / "inside").symlink_to(where)
+    rewrite(bundle, checks=[], files={"inside": {"sha256": hashlib.sha256(b"key").hexdigest(), "bytes": 3}})
     with pytest.raises(InputError, match="leads out of the bundle"):
         check_bundle(bundle)
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"), [({"files": ["model.onnx"]}, "files: is missing"), ({"format": 99}, "format: must be 2")]
+    "change",
+    [
+        {"checks": [{"file": "../model.onnx"}]},
+        {"checks": [{"file": "other.onnx"}]},
+        {"forms": [{"form": "step", "files": ["/etc/hostname"]}]},
+        {"checks": "model.onnx"},
+    ],
+)
+def test_nothing_in_a_manifest_speaks_of_a_file_that_was_not_hashed(bundle, change):
+    rewrite(bundle, **change)
+    with pytest.raises(InputError, match="do not use this bundle"):
+        check_bundle(bundle)
+
+
+def test_a_name_that_is_there_twice_is_refused(bundle):
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"model.onnx": {', '"model.onnx": {}, "model.onnx": {'))
+    with pytest.raises(InputError, match=r"'model\.onnx' is there twice"):
+        check_bundle(bundle)
+
+
+def test_two_names_that_are_one_on_another_system_are_refused(bundle):
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    rewrite(bundle, files=files | {"Model.ONNX": files["model.onnx"]})
+    with pytest.raises(InputError, match="two names are one"):
+        check_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["numpy.py", "onnxruntime.so", "samples.pyc", "numpy/__init__.py"])
+def test_what_python_would_import_in_the_place_of_a_package_is_named(bundle, name):
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_text("print('mine')")
+    with pytest.raises(VerificationError, match=f"{name.split('/')[0]}: is in the bundle, and the manifest does not"):
+        check_bundle(bundle)
+
+
+def test_data_that_a_user_lays_beside_it_does_no_harm(bundle):
+    (bundle / "INPUT.npy").write_bytes(b"mine")
+    assert check_bundle(bundle)["verified"] is True
+
+
+def test_an_engine_brings_its_runner_and_the_command(bundle, model, tmp_path):
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"an engine")
+    both = write_bundle(tmp_path / "both", [model, engine], FACTS)
+    assert set(check_bundle(both)["files"]) == {"model.onnx", "model.engine", "README.md", "run_tensorrt.py", *RUNNER}
+    assert "python run_tensorrt.py INPUT.npy --model model.engine" in (both / "README.md").read_text()
+    assert "run_tensorrt" not in (bundle / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"), [({"files": ["model.onnx"]}, "files: is missing"), ({"format": 99}, "format: must be 3")]
 )
 def test_a_manifest_of_another_kind_is_refused_with_its_key(bundle, change, complaint):
     rewrite(bundle, **change)

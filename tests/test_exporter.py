@@ -370,3 +370,18 @@ def test_a_malformed_export_target_names_the_file_and_the_key(line, complaint, t
 def test_importing_the_exporter_and_the_verifier_loads_no_framework():
     code = "import sys, edgelean.exporter, edgelean.verifier; print({'torch', 'onnx', 'onnxruntime'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_an_operator_that_takes_a_constant_in_fp32_only_gets_it(tmp_path):
+    class Raised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            return nn.functional.interpolate(self.conv(x), scale_factor=2.0, mode="nearest")
+
+    model, x = Raised().eval(), torch.randn(2, 3, 8, 8)
+    to_fp16(export_onnx(model, (x,), tmp_path / "m.onnx", metadata={}), tmp_path / "h.onnx")
+    found = onnxruntime.InferenceSession(tmp_path / "h.onnx").run(None, {"input": x.numpy()})[0]
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-2)

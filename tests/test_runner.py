@@ -47,11 +47,25 @@ def test_it_runs_isolated_from_everything_but_numpy_and_onnxruntime(bundle, samp
     assert answer.stderr == ""
 
 
-def test_it_is_python_3_8_and_imports_nothing_else():
-    tree = ast.parse((shelf("export") / "runners" / "run_onnx.py").read_text(), feature_version=(3, 8))
+def test_running_it_leaves_nothing_behind_in_the_bundle(bundle, samples, tmp_path):
+    before = sorted(path.name for path in bundle.iterdir())
+    subprocess.run([sys.executable, "run_onnx.py", samples[0]], capture_output=True, check=True, cwd=bundle)
+    assert sorted(path.name for path in bundle.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["run_onnx", "run_tensorrt", "running", "samples"])
+def test_it_is_python_3_8_and_imports_nothing_else(name):
+    tree = ast.parse((shelf("export") / "runners" / f"{name}.py").read_text(), feature_version=(3, 8))
     imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imports <= {*sys.stdlib_module_names, "numpy", "onnxruntime"}
+    assert {name.partition(".")[0] for name in imports} <= {
+        *sys.stdlib_module_names,
+        "numpy",
+        "onnxruntime",
+        "PIL",
+        "running",
+        "samples",
+    }
 
 
 def test_benchmark_prints_percentiles_of_one_batch(bundle, samples, capsys):
@@ -93,7 +107,7 @@ def test_a_model_that_the_manifest_does_not_list_is_not_run(bundle, samples, cap
 
 def test_a_manifest_cannot_lead_to_a_model_outside(bundle, samples, tmp_path, capsys):
     entry = json.loads((bundle / "manifest.json").read_text())["files"]["model.onnx"]
-    rewrite(bundle, files={"../model.onnx": entry})
+    rewrite(bundle, files={"../model.onnx": entry}, forms=[])
     assert run(bundle, samples[0], "--model", "../model.onnx") == 2
     assert "outside of the bundle" in capsys.readouterr().err
 

@@ -80,7 +80,7 @@ def test_the_whole_sequence_has_one_length_and_says_which(exported):
     model, _, files, _ = exported
     check = verify(files["sequence"], FP32, evidence_of(model, signals(length=LENGTH + 1)), "sequence")
     assert not check.passed
-    assert f"takes sequences of {LENGTH} time steps and the test split has one of {LENGTH + 1}" in check.reason
+    assert f"takes sequences of {LENGTH} time steps and the split has one of {LENGTH + 1}" in check.reason
     assert "the step form, which takes any" in check.reason
 
 

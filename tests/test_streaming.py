@@ -230,7 +230,7 @@ def test_another_length_than_the_model_takes_is_refused_with_the_way_out(bundle,
     assert run(bundle, tmp_path / "x.npy") == 2
     complaint = capsys.readouterr().err
     assert "x.npy: the model takes sequences of 5 time steps, found 7" in complaint
-    assert "the step model takes any length: run_onnx.py --stream" in complaint
+    assert "the step model takes any length: " in complaint
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_command_that_says_too_little_or_too_much_is_refused(words, bundle, ca
 def test_a_bundle_without_a_step_model_says_so(bundle, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
-    for name in ("run_onnx.py", "model.onnx", "manifest.json"):
+    for name in ("run_onnx.py", "running.py", "samples.py", "model.onnx", "manifest.json"):
         (other / name).write_bytes((bundle / name).read_bytes())
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"forms": [], "stream": None}))

@@ -184,7 +184,7 @@ def test_inputs_of_another_number_are_refused(tmp_path):
     x = small_onnx.samples()
     pairs = [(x, x)]
     evidence = Evidence(batches=pairs, outputs=x, targets=x, metric=accuracy, metric_name="accuracy")
-    with pytest.raises(InputError, match="the artifact has the inputs input, the test split gives 2 arrays"):
+    with pytest.raises(InputError, match="the artifact has the inputs input, the split gives 2 arrays"):
         verify(shifted(tmp_path / "model.onnx", [0.0] * 6), FP32, evidence)
 
 
@@ -225,4 +225,4 @@ def test_a_loss_is_a_near_tie_only_when_the_lead_was_below_the_share(seed):
 
 def test_the_check_has_the_fields_that_the_report_prints():
     fields = "file precision runtime samples metric_name metric_model metric_artifact agreement rel_l2 passed reason"
-    assert list(ArtifactCheck.__dataclass_fields__) == [*fields.split(), "form"]
+    assert list(ArtifactCheck.__dataclass_fields__) == [*fields.split(), "form", "tolerances"]

@@ -13,10 +13,13 @@ import edgelean
 from edgelean.cli import boards, profiles
 from edgelean.cli.axes import axes
 from edgelean.cli.calibrate import calibrate
+from edgelean.cli.compare import compare
 from edgelean.cli.doctor import doctor
+from edgelean.cli.export import export
 from edgelean.cli.fit import fit
 from edgelean.cli.measure import measure
 from edgelean.cli.report import report
+from edgelean.cli.verify import verify
 from edgelean.errors import EdgeleanError
 
 FAILED = 2
@@ -33,7 +36,10 @@ app.command()(calibrate)
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(boards.app, name="boards")
 app.command()(axes)
+app.command()(export)
+app.command()(verify)
 app.command()(report)
+app.command()(compare)
 app.command()(doctor)
 
 

@@ -15,8 +15,17 @@ from edgelean.shelf import shelf
 
 MANIFEST = "manifest.json"
 README = "README.md"
-RUNNER = "run_onnx.py"
-FORMAT = 2
+RUNNER, ENGINE_RUNNER = "run_onnx.py", "run_tensorrt.py"
+RUNNER_PARTS = ("running.py", "samples.py")
+"""What the runners have in common."""
+
+EVIDENCE = "evidence.npz"
+"""Samples of the test split with what the trained model says of them, so that the bundle can be verified anywhere."""
+
+IMPORTABLE = (".py", ".pyc", ".pyd", ".so")
+"""Endings of files that Python would import for a runner, in the place of a package."""
+
+FORMAT = 3
 """Raised whenever a reader of the manifest has to know that it changed."""
 
 
@@ -46,6 +55,12 @@ class BundleFacts:
     stream
         What a runner has to know to go through a signal: sequence_length, state_size, answers (``"last"`` or
         ``"every"``). None where there is no step form.
+    preparation
+        How an image or a recording becomes a sample; None where the recipe does not say it.
+    origin
+        Where the files come from: recipe, profile, board, seed, the hash of the plan.
+    metric
+        What the metric of the checks is called.
     """
 
     title: str
@@ -58,6 +73,9 @@ class BundleFacts:
     form: str | None = None
     forms: Sequence[Mapping[str, Any]] = ()
     stream: Mapping[str, Any] | None = None
+    preparation: Mapping[str, Any] | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
 
     @property
     def verified(self) -> bool:
@@ -80,7 +98,7 @@ def write_bundle(folder: Path | str, files: Iterable[Path | str], facts: BundleF
     Returns
     -------
     Path
-        The folder: ``files``, run_onnx.py, README.md, manifest.json. A bundle in which a check failed, or in which
+        The folder: ``files``, the runners, README.md, manifest.json. A bundle in which a check failed, or in which
         nothing was checked, has ``"verified": false`` in its manifest and says so on top of its README.
 
     Raises
@@ -92,7 +110,8 @@ def write_bundle(folder: Path | str, files: Iterable[Path | str], facts: BundleF
     """
     folder, sources = Path(folder), [Path(file) for file in files]
     _refuse(folder, sources)
-    sources.append(shelf("export") / "runners" / RUNNER)
+    runners = (RUNNER, *RUNNER_PARTS, *([ENGINE_RUNNER] if _engines(sources) else []))
+    sources += [shelf("export") / "runners" / name for name in runners]
     partial = _emptied(folder.with_name(f".{folder.name}.partial"))
     try:
         for source in sources:
@@ -120,9 +139,10 @@ def check_bundle(folder: Path | str) -> dict[str, Any]:
     MissingError
         There is no bundle at ``folder``.
     InputError
-        The manifest is not one of a bundle, is of another format, or names a file outside ``folder``.
+        The manifest is not one of a bundle, is of another format, or names a file outside ``folder``, a link, or the
+        same file twice.
     VerificationError
-        A file is missing or is not the one that was written; the message names it.
+        A file is missing, is not the one that was written, or came later and could be run; the message names it.
     """
     folder = Path(folder)
     manifest = _manifest(folder / MANIFEST)
@@ -134,6 +154,12 @@ def check_bundle(folder: Path | str) -> dict[str, Any]:
             raise VerificationError(f"{path}: the manifest lists it, and it is not there; copy the bundle again")
         if _entry(path) != entry:
             raise VerificationError(f"{path}: is not the file that the manifest describes; copy the bundle again")
+    for path in sorted(folder.iterdir()):
+        if path.name not in manifest["files"] and (path.suffix in IMPORTABLE or path.is_dir()):
+            raise VerificationError(
+                f"{path}: is in the bundle, and the manifest does not list it; Python could import it in the place of "
+                "a package: remove it, or copy the bundle again"
+            )
     return manifest
 
 
@@ -141,25 +167,56 @@ def _manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingError(f"{path}: not found; a bundle is a folder with a {MANIFEST}, as edgelean fit writes it")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON: {error}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise InputError(f"{path}: files: is missing; this is not the manifest of a bundle")
     if manifest.get("format") != FORMAT:
         raise InputError(f"{path}: format: must be {FORMAT} for this version, found {manifest.get('format')!r}")
+    if len({name.casefold() for name in manifest["files"]}) != len(manifest["files"]):
+        raise InputError(f"{path}: files: two names are one on some systems; do not use this bundle")
+    for name in _named(path, manifest):
+        if name not in manifest["files"]:
+            raise InputError(f"{path}: {name!r} is spoken of, and is not among the files; do not use this bundle")
     return manifest
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; of two entries with one name a second reader might take the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+def _named(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the files that the checks and the forms speak of."""
+    try:
+        checked = [check["file"] for check in manifest["checks"]]
+        return [str(name) for name in (*checked, *(name for form in manifest["forms"] for name in form["files"]))]
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: checks, forms: are not those of a bundle; do not use this bundle") from None
+
+
 def _stays_inside(folder: Path, name: str) -> bool:
-    """Tell whether ``name`` is a place in ``folder``, links followed; a backslash separates on some systems only."""
-    return "\\" not in name and (folder / name).resolve().is_relative_to(folder.resolve())
+    """Tell whether ``name`` is that of a file right in ``folder``, and no link; a backslash separates on some systems.
+
+    A colon leads to another drive there, or to a hidden stream of a file.
+    """
+    plain = not {"/", "\\", ":", "\0"} & {*name} and name not in ("", ".", "..")
+    return plain and not (folder / name).is_symlink()
+
+
+def _engines(sources: Iterable[Path]) -> list[Path]:
+    return [source for source in sources if source.suffix == ".engine"]
 
 
 def _refuse(folder: Path, sources: Sequence[Path]) -> None:
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise InputError(f"{folder}: is there already and is not a bundle; choose another folder for the bundle")
-    taken = {MANIFEST, README, RUNNER}
+    taken = {MANIFEST, README, RUNNER, ENGINE_RUNNER, *RUNNER_PARTS}
     for source in sources:
         if not source.is_file():
             raise MissingError(f"{source}: not found; it was to go into the bundle {folder}")
@@ -199,10 +256,12 @@ def _readme(facts: BundleFacts, sources: Sequence[Path]) -> str:
     lines += [f"    python {RUNNER} INPUT.npy --model {model.name}" for model in models if model.name not in stepwise]
     lines += [
         "",
-        "INPUT.npy holds a batch of samples, as `numpy.save` writes it; one such file per input of the model. The hash "
-        f"of the model is compared with {MANIFEST} before it is run. `--benchmark` prints the latency of a batch.",
+        "INPUT.npy holds a batch of samples, as `numpy.save` writes it; one such file per input of the model. "
+        f"{_IN_PLACE[facts.preparation['kind'] if facts.preparation else None]} The hash of the model is compared with "
+        f"{MANIFEST} before it is run. `--benchmark` prints the latency of a batch.",
         "",
         *_streaming(facts, sorted(stepwise)),
+        *_engine_lines(_engines(sources)),
         "## Build a TensorRT engine on the board",
         "",
         *(f"    {_trtexec(model, facts.batch)}" for model in models),
@@ -213,8 +272,35 @@ def _readme(facts: BundleFacts, sources: Sequence[Path]) -> str:
         "",
         *(f"- {check['file']}: {check['reason']}" for check in facts.checks),
         *(f"- {note}" for note in facts.notes),
+        *_evidence_lines(sources),
+        *_origin_lines(facts),
     ]
     return "\n".join(lines) + "\n"
+
+
+_IN_PLACE = {
+    None: "",
+    "image": "In its place any number of images can be given, each of which is a sample.",
+    "audio": "In its place any number of .wav files can be given, each of which is a sample.",
+}
+
+
+def _engine_lines(engines: Sequence[Path]) -> list[str]:
+    if not engines:
+        return []
+    commands = [f"    python {ENGINE_RUNNER} INPUT.npy --model {engine.name}" for engine in engines]
+    return ["## Run an engine", "", *commands, "", "On the kind of GPU for which it was built; options as above.", ""]
+
+
+def _evidence_lines(sources: Sequence[Path]) -> list[str]:
+    if EVIDENCE not in {source.name for source in sources}:
+        return []
+    return ["", f"`edgelean verify .` does it again, on the samples of the test split in {EVIDENCE}."]
+
+
+def _origin_lines(facts: BundleFacts) -> list[str]:
+    told = {**facts.origin, **facts.versions}
+    return ["", "## Where it comes from", "", *(f"- {key}: {value}" for key, value in told.items())] if told else []
 
 
 def _streaming(facts: BundleFacts, models: Sequence[str]) -> list[str]:
@@ -247,7 +333,7 @@ def _trtexec(model: Path, batch: int) -> str:
     """Return the command of the tool that comes with TensorRT on a Jetson."""
     import onnx
 
-    graph = onnx.load(model).graph
+    graph = onnx.load(model, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
 

@@ -165,6 +165,11 @@ def _with_half_products(graph: GraphProto) -> list[NodeProto]:
 
 def _written(proto: ModelProto, source: ModelProto, out: Path) -> tuple[str, ...]:
     """Write a file with the metadata of its source; return, and tell in them, what computes in FP32."""
+    # The converter notes every constant as FP16, also those that an operator takes in FP32 only, such as Resize.
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    noted = [value for value in proto.graph.value_info if value.name not in constants]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(noted)
     single = _still_single(proto)
     metadata = {entry.key: entry.value for entry in source.metadata_props} | {PRECISION_KEY: "fp16"}
     if single:

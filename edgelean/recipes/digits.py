@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from edgelean.recipe import Data, Recipe
+from edgelean.recipe import Data, ImageInput, Recipe
 from edgelean.recipes._digits_data import digits_split
 
 WIDTH = 48
@@ -69,4 +69,5 @@ recipe = Recipe(
     weight_decay=1e-2,
     compare=True,
     labels=tuple("0123456789"),
+    preparation=ImageInput(size=(8, 8), channels=1),
 )

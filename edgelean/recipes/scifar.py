@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from edgelean.nn import LRU, SequenceBlock, SequenceClassifier
-from edgelean.recipe import Data, Recipe
+from edgelean.recipe import Data, ImageInput, Recipe
 from edgelean.recipes._files import Arrays, arrays
 
 FILE = "cifar10_jpeg.npz"
@@ -95,4 +95,5 @@ recipe = Recipe(
     learning_rate=1e-3,
     weight_decay=5e-2,
     labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    preparation=ImageInput(size=(32, 32), mean=MEAN, std=DEVIATION, layout="channels last"),
 )

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from edgelean.nn import LRU, SequenceBlock, SequenceClassifier
-from edgelean.recipe import Data, Recipe
+from edgelean.recipe import Data, ImageInput, Recipe
 from edgelean.recipes._files import arrays
 
 FILE = "mnist.npz"
@@ -56,4 +56,5 @@ recipe = Recipe(
     learning_rate=4e-3,
     weight_decay=0.0,
     labels=tuple("0123456789"),
+    preparation=ImageInput(size=(28, 28), channels=1),
 )

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
 from edgelean.nn import LRU, SequenceBlock, SequenceClassifier
-from edgelean.recipe import Data, Recipe
+from edgelean.recipe import AudioInput, Data, Recipe
 from edgelean.recipes._files import arrays
 
 FILE = "fsdd.npz"
@@ -166,4 +166,5 @@ recipe = Recipe(
     weight_decay=1e-2,
     compare=True,
     labels=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    preparation=AudioInput(rate_hz=8000, samples=SAMPLES, rms=1.0, frame=FRAME, hop=HOP),
 )
