@@ -19,7 +19,7 @@ from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.reading import Reading
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
-from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
+from edgelean.report.model import EpochPoint, LawCost, LayerWidth, Report, Side, Spectrum
 from edgelean.spectra import rows
 from edgelean.stopwatch import Stopwatch
 from edgelean.training.run import Run
@@ -108,7 +108,12 @@ def assemble(made: Materials) -> Report:
         commands=_commands(delivery),
         form=delivery.form,
         forms=delivery.forms,
+        law=_law(spent_on(events, LEAN)),
     )
+
+
+def _law(spent: Spent) -> LawCost | None:
+    return LawCost(spent.law_s, spent.law_s / spent.seconds) if spent.law_s > 0 else None
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:

@@ -63,6 +63,8 @@ class Bench:
         Axes and costs of the present structure; `look` makes it anew after a cut.
     notes
         What a person should know of how the model is taken apart and exported.
+    stopwatch
+        Counts what readings take as a phase of its own, and checks of the law as another.
     """
 
     anatomy: Anatomy
@@ -81,7 +83,7 @@ class Bench:
         example = checked_inputs(model, example)
         self.batch = tuple(_resized(x, profile.batch) for x in example)
         self.probe = tuple(_resized(x, PROBE_SAMPLES) for x in example)
-        self._stopwatch = stopwatch
+        self.stopwatch = stopwatch
         self._protect = tuple(protect)
         self._proof: Proof | None = None
         self._parts: Parts | None = None
@@ -124,13 +126,13 @@ class Bench:
         """Read the present model on the target; from its trace where that tells its costs, which takes less time."""
         if not self._trace_tells():
             return self.read_artifact()
-        with self._stopwatch.phase("measuring"):
+        with self.stopwatch.phase("measuring"):
             return self.target.read(Candidate(self._exported, self.anatomy.structure.operators({}), self._feeds))
 
     def _trace_tells(self) -> bool:
         """Tell whether the traced model costs what its exported file does; some operators are exported as several."""
         if self._traced is None:
-            with self._stopwatch.phase("measuring"):
+            with self.stopwatch.phase("measuring"):
                 traced = self.target.predict(self.anatomy.structure.operators({})).latency_ms
                 file = self.target.predict(operators_of(self._recording_checked(), self.profile.batch)).latency_ms
             self._traced = abs(traced / file - 1) <= FAITHFUL
@@ -146,7 +148,7 @@ class Bench:
 
     def read_artifact(self) -> Reading:
         """Read the present model on the target as the file that would be shipped."""
-        with self._stopwatch.phase("measuring"):
+        with self.stopwatch.phase("measuring"):
             operators = operators_of(self._exported("fp32"), self.profile.batch)
             return self.target.read(Candidate(self._exported, operators, self._feeds))
 
@@ -158,7 +160,7 @@ class Bench:
         sample
             Gives the feeds of one batch, where those are not the inputs of the model.
         """
-        with self._stopwatch.phase("measuring"):
+        with self.stopwatch.phase("measuring"):
             operators = operators_of(onnx["fp32"], self.profile.batch)
             candidate = Candidate(lambda precision: onnx[precision], operators, sample or self._feeds)
             return thorough(self.target, self.profile).read(candidate)

@@ -11,7 +11,7 @@ from edgelean.report import story
 from edgelean.report.footprint import certainty, footprint
 from edgelean.report.history import extrapolated, spent_on
 from edgelean.report.html import render
-from edgelean.report.model import EnergyPart
+from edgelean.report.model import EnergyPart, LawCost, Report
 
 
 def _energy(chapter, seconds, **parts):
@@ -19,7 +19,7 @@ def _energy(chapter, seconds, **parts):
     told = {name: {"kwh": kwh, "how": how} for name, (kwh, how) in parts.items()}
     method = "codecarbon" if parts else "not known"
     return {"event": "energy", "step": 0, "chapter": chapter, "seconds": seconds, "kwh": kwh, "parts": told,
-            "method": method}  # fmt: skip
+            "method": method, "law_s": 0.01 * seconds}  # fmt: skip
 
 
 def test_energy_of_a_resumed_training_is_summed_by_component_and_by_how_it_is_known():
@@ -36,6 +36,7 @@ def test_energy_of_a_resumed_training_is_summed_by_component_and_by_how_it_is_kn
         {("cpu", "measured"): 0.1, ("cpu", "estimated"): 0.05, ("ram", "estimated"): 0.03}
     )  # fmt: skip
     assert spent.method == "codecarbon"
+    assert spent.law_s == pytest.approx(0.15)
 
 
 def test_part_of_a_training_whose_energy_nobody_read_is_said_to_be_missing():
@@ -147,3 +148,15 @@ def test_run_whose_energy_nobody_read_has_no_footprint():
     report = _with_parts((), ())
     assert footprint(report) is None
     assert "What the training took" not in render(report)
+
+
+def test_what_the_law_costs_is_a_figure_of_its_own_and_part_of_the_control():
+    timing = {"training": 80.0, "control": 6.0, "law": 1.0, "measuring": 3.0, "other": 10.0}
+    report = sample_report(timing=timing, law=LawCost(1.0, 0.0125))
+    assert story.overhead_text(report) == (
+        "Training took 80 % of the run, control and measuring 10 %. "
+        "Holding every cut against the law took 1.0 s of it, 1.2 % of the training of the lean model."
+    )
+    assert story.overhead_text(report) in render(report)
+    assert report.to_json()["law"] == {"seconds": 1.0, "share": 0.0125}
+    assert Report.from_json(report.to_json()) == report
