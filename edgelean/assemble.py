@@ -21,7 +21,7 @@ from edgelean.reading import Reading
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
 from edgelean.report.model import EpochPoint, LawCost, LayerWidth, Report, Side, Spectrum
 from edgelean.spectra import rows
-from edgelean.stopwatch import Stopwatch
+from edgelean.stopwatch import LAW, Stopwatch
 from edgelean.training.run import Run
 from edgelean.training.trainer import Session, evaluate
 
@@ -108,12 +108,13 @@ def assemble(made: Materials) -> Report:
         commands=_commands(delivery),
         form=delivery.form,
         forms=delivery.forms,
-        law=_law(spent_on(events, LEAN)),
+        law=_law(made.stopwatch, spent_on(events, LEAN)),
     )
 
 
-def _law(spent: Spent) -> LawCost | None:
-    return LawCost(spent.law_s, spent.law_s / spent.seconds) if spent.law_s > 0 else None
+def _law(stopwatch: Stopwatch, spent: Spent) -> LawCost | None:
+    seconds = stopwatch.seconds().get(LAW, 0.0)
+    return LawCost(seconds, seconds / spent.seconds) if seconds > 0 and spent.seconds > 0 else None
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:

@@ -63,8 +63,6 @@ class Bench:
         Axes and costs of the present structure; `look` makes it anew after a cut.
     notes
         What a person should know of how the model is taken apart and exported.
-    stopwatch
-        Counts what readings take as a phase of its own, and checks of the law as another.
     """
 
     anatomy: Anatomy
@@ -83,7 +81,7 @@ class Bench:
         example = checked_inputs(model, example)
         self.batch = tuple(_resized(x, profile.batch) for x in example)
         self.probe = tuple(_resized(x, PROBE_SAMPLES) for x in example)
-        self.stopwatch = stopwatch
+        self._stopwatch = stopwatch
         self._protect = tuple(protect)
         self._proof: Proof | None = None
         self._parts: Parts | None = None
@@ -93,6 +91,11 @@ class Bench:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.look()
         self.notes: tuple[str, ...] = () if self._parts is None else (self._parts.words(),)
+
+    @property
+    def stopwatch(self) -> Stopwatch:
+        """What counts readings as a phase of its own, and checks of the law as another."""
+        return self._stopwatch
 
     def look(self) -> None:
         """Take the model apart as it is now; the first time, prove which axes can be cut."""
@@ -126,13 +129,13 @@ class Bench:
         """Read the present model on the target; from its trace where that tells its costs, which takes less time."""
         if not self._trace_tells():
             return self.read_artifact()
-        with self.stopwatch.phase("measuring"):
+        with self._stopwatch.phase("measuring"):
             return self.target.read(Candidate(self._exported, self.anatomy.structure.operators({}), self._feeds))
 
     def _trace_tells(self) -> bool:
         """Tell whether the traced model costs what its exported file does; some operators are exported as several."""
         if self._traced is None:
-            with self.stopwatch.phase("measuring"):
+            with self._stopwatch.phase("measuring"):
                 traced = self.target.predict(self.anatomy.structure.operators({})).latency_ms
                 file = self.target.predict(operators_of(self._recording_checked(), self.profile.batch)).latency_ms
             self._traced = abs(traced / file - 1) <= FAITHFUL
@@ -148,7 +151,7 @@ class Bench:
 
     def read_artifact(self) -> Reading:
         """Read the present model on the target as the file that would be shipped."""
-        with self.stopwatch.phase("measuring"):
+        with self._stopwatch.phase("measuring"):
             operators = operators_of(self._exported("fp32"), self.profile.batch)
             return self.target.read(Candidate(self._exported, operators, self._feeds))
 
@@ -160,7 +163,7 @@ class Bench:
         sample
             Gives the feeds of one batch, where those are not the inputs of the model.
         """
-        with self.stopwatch.phase("measuring"):
+        with self._stopwatch.phase("measuring"):
             operators = operators_of(onnx["fp32"], self.profile.batch)
             candidate = Candidate(lambda precision: onnx[precision], operators, sample or self._feeds)
             return thorough(self.target, self.profile).read(candidate)

@@ -17,7 +17,7 @@ from edgelean.loop import ClosedLoop
 from edgelean.recipe import Recipe
 from edgelean.resume import pack, pack_loop, unpack, unpack_loop
 from edgelean.sensors.carbon import TrainingEnergy
-from edgelean.stopwatch import LAW, Stopwatch
+from edgelean.stopwatch import Stopwatch
 from edgelean.training.checkpoint import Checkpoint, load_newest, save
 from edgelean.training.run import Run
 from edgelean.training.trainer import Session, evaluate, prepare, train
@@ -79,7 +79,7 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
     else:
         keep(0, 0)
         loop.record_beginning()
-    with stopwatch.phase("training"), _spent_on(LEAN, run, stopwatch):
+    with stopwatch.phase("training"), _energy_of(LEAN, run):
         train(session, lambda step, loss: loop.after_step(step), after_epoch, first)
     loop.close()
 
@@ -109,25 +109,23 @@ def train_full_size(recipe: Recipe, seed: int, device: torch.device, run: Run, s
         save(folder, f"{epoch:06}", pack(session, step, epoch))
 
     first = unpack(load_newest(folder), session).epochs if folder.exists() else 0
-    with stopwatch.phase("full-size training"), _spent_on(FULL_SIZE, run, stopwatch):
+    with stopwatch.phase("full-size training"), _energy_of(FULL_SIZE, run):
         train(session, lambda step, loss: None, after_epoch, first)
     return Twin(session, evaluate(session, session.loaders.test))
 
 
 @contextmanager
-def _spent_on(chapter: str, run: Run, stopwatch: Stopwatch) -> Iterator[None]:
+def _energy_of(chapter: str, run: Run) -> Iterator[None]:
     """Record what a training uses; also when it is interrupted, so that a resumed run adds up."""
-    watch, before_s = TrainingEnergy(), stopwatch.seconds().get(LAW, 0.0)
+    watch = TrainingEnergy()
     watch.start()
     try:
         yield
     finally:
         cost = watch.stop()
         parts = {name: part._asdict() for name, part in cost.parts.items()}
-        law_s = stopwatch.seconds().get(LAW, 0.0) - before_s
         # Step 0: it was spent, wherever the run goes on.
-        spent = {"seconds": cost.seconds, "law_s": law_s, "kwh": cost.kwh, "parts": parts, "method": cost.method}
-        run.record("energy", 0, chapter=chapter, **spent)
+        run.record("energy", 0, chapter=chapter, seconds=cost.seconds, kwh=cost.kwh, parts=parts, method=cost.method)
 
 
 def _named(prefix: str, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

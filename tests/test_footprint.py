@@ -19,7 +19,7 @@ def _energy(chapter, seconds, **parts):
     told = {name: {"kwh": kwh, "how": how} for name, (kwh, how) in parts.items()}
     method = "codecarbon" if parts else "not known"
     return {"event": "energy", "step": 0, "chapter": chapter, "seconds": seconds, "kwh": kwh, "parts": told,
-            "method": method, "law_s": 0.01 * seconds}  # fmt: skip
+            "method": method}  # fmt: skip
 
 
 def test_energy_of_a_resumed_training_is_summed_by_component_and_by_how_it_is_known():
@@ -36,7 +36,6 @@ def test_energy_of_a_resumed_training_is_summed_by_component_and_by_how_it_is_kn
         {("cpu", "measured"): 0.1, ("cpu", "estimated"): 0.05, ("ram", "estimated"): 0.03}
     )  # fmt: skip
     assert spent.method == "codecarbon"
-    assert spent.law_s == pytest.approx(0.15)
 
 
 def test_part_of_a_training_whose_energy_nobody_read_is_said_to_be_missing():

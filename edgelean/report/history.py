@@ -62,14 +62,11 @@ class Spent:
     ----------
     parts
         Energy by component and by how it is known; empty where nothing is known.
-    law_s
-        Of the seconds, those in which cuts were held against the law.
     """
 
     seconds: float
     parts: tuple[EnergyPart, ...]
     method: str
-    law_s: float = 0.0
 
     @property
     def kwh(self) -> float | None:
@@ -89,7 +86,7 @@ def spent_on(events: Iterable[Event], chapter: str) -> Spent:
     if sums and missed_s > 0:
         method += f"; {missed_s:.0f} s of the training are not in it, because nothing could be read then"
     parts = tuple(EnergyPart(name, how, kwh) for (name, how), kwh in sums.items())
-    return Spent(sum(piece["seconds"] for piece in pieces), parts, method, sum(piece["law_s"] for piece in pieces))
+    return Spent(sum(piece["seconds"] for piece in pieces), parts, method)
 
 
 def evolutions(events: Iterable[Event], ranks: Callable[[int], tuple[int, ...]]) -> tuple[Evolution, ...]:
