@@ -141,6 +141,16 @@ class Bench:
             self._traced = abs(traced / file - 1) <= FAITHFUL
         return self._traced
 
+    def apart(self) -> Costs:
+        """Return how far the predicted costs of the traced model and of its exported file are apart, by quantity."""
+        with self._stopwatch.phase("measuring"):
+            file = self.target.predict(operators_of(self._exported("fp32"), self.profile.batch))
+        traced = self.cost({})
+        return {
+            "latency": abs(traced["latency"] - file.latency_ms),
+            "energy": abs(traced["energy"] - file.energy_mj),
+        }
+
     def _recording_checked(self) -> Path:
         """Return the exported model; where it was recorded, after a look whether it does what the model does."""
         file = self._exported("fp32")
