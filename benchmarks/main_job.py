@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgelean.stopwatch import OVERHEAD as OVERHEAD_PHASES
+
 SECONDS, BYTES, HELP_SECONDS, OVERHEAD = 120.0, 1.5e9, 0.5, 0.15
 POINTS_LOST, LEAST_USED, MOST_USED = 0.01, 0.85, 1.0
 
@@ -73,9 +75,9 @@ def run_once(seed: int, profile: str, folder: Path) -> Outcome:
 
 
 def _overhead(report: dict[str, Any]) -> float:
-    """Return the share of control, measuring and the validations that the controller asks for."""
+    """Return the share of control, the law, measuring and the validations that the controller asks for."""
     timing = report["timing"]
-    return float(sum(timing.get(phase, 0.0) for phase in ("control", "measuring", "evaluating")) / report["seconds"])
+    return float(sum(timing.get(phase, 0.0) for phase in OVERHEAD_PHASES) / report["seconds"])
 
 
 def help_seconds() -> float:

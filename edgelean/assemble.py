@@ -19,9 +19,9 @@ from edgelean.report import write_report
 from edgelean.report.decisions import decisions
 from edgelean.report.front import TradeOff, front, nearest, seen
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
-from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
+from edgelean.report.model import EpochPoint, LawCost, LayerWidth, Report, Side, Spectrum
 from edgelean.spectra import rows
-from edgelean.stopwatch import Stopwatch
+from edgelean.stopwatch import LAW, Stopwatch
 from edgelean.training.run import Run
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
@@ -123,6 +123,7 @@ def assemble(made: Materials) -> Report:
         decisions=decisions(events),
         front=front(points),
         nearest=_nearest(made, points),
+        law=_law(made.stopwatch, spent_on(events, LEAN)),
     )
 
 
@@ -143,6 +144,11 @@ def _nearest(made: Materials, points: Sequence[TradeOff]) -> tuple[str, ...]:
     if all(verdict.outcome != "not met" for verdict in made.delivery.verdicts):
         return ()
     return nearest(points, made.loop.limits, made.about.profile.tolerance, made.about.metric_name)
+
+
+def _law(stopwatch: Stopwatch, spent: Spent) -> LawCost | None:
+    seconds = stopwatch.seconds().get(LAW, 0.0)
+    return LawCost(seconds, seconds / spent.seconds) if seconds > 0 and spent.seconds > 0 else None
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:

@@ -127,6 +127,11 @@ class Bench:
         self.target = in_precision(self.target, precision)
         self._full_file = None
 
+    @property
+    def stopwatch(self) -> Stopwatch:
+        """What counts readings as a phase of its own, and checks of the law as another."""
+        return self._stopwatch
+
     def look(self) -> None:
         """Take the model apart as it is now; the first time, prove which axes can be cut."""
         self._files.clear()
@@ -214,6 +219,16 @@ class Bench:
         file = files.get(precision)
         size = predicted_size(self._predicted_size(held), precision) if file is None else measured_size(file, precision)
         return replace(reading, memory=memory_figure(held, precision), size=size)
+
+    def apart(self) -> Costs:
+        """Return how far the predicted costs of the traced model and of its exported file are apart, by quantity."""
+        with self._stopwatch.phase("measuring"):
+            file = self.target.predict(operators_of(self._exported("fp32"), self.profile.batch))
+        traced = self.cost({})
+        return {
+            "latency": abs(traced["latency"] - file.latency_ms),
+            "energy": abs(traced["energy"] - file.energy_mj),
+        }
 
     def _recording_checked(self) -> Path:
         """Return the exported model; where it was recorded, after a look whether it does what the model does."""

@@ -44,6 +44,10 @@ OBSERVE_EVERY = 10
 """The scores are collected every so many steps, or twice between two cuts if those are closer: often enough to settle,
 rare enough to cost little."""
 
+DOUBT = 10
+"""So many times as far as the predicted costs of the trace and of the exported file of the full-size model are apart, a
+budget has to be away for the artifact not to be read before the cutting ends; it is exported and judged at the end."""
+
 FEWEST_FOR_MEANS = 32
 """Samples from which means of what a layer reads are taken."""
 
@@ -98,6 +102,8 @@ class ClosedLoop:
         self.scores.watch(bench.model, bench.anatomy.axes)
         self.recent = Recent()
         self.recent.watch(bench.model, bench.batch)
+        # What is measured is that of a file in any case.
+        self._apart = {} if _measured(self.full_size) else self.ranks.first(bench.apart)
         state = control.init(bench.profile.control, self.limits, start, around.steps)
         guard = control.Guard(bench.profile.tolerance)
         self.progress = Progress(state, self.full_size, guard)
@@ -174,7 +180,7 @@ class ClosedLoop:
         if self._uncertain():
             self._read_again(step)
         demand = self._demand(step)
-        if control.all_met(demand) and not self.progress.confirmed:
+        if control.all_met(demand) and not self.progress.confirmed and not self._beyond_doubt():
             # The budgets are judged on the artifact: if that misses, the loop goes on.
             self.progress.confirmed = True
             self._read_again(step)
@@ -355,7 +361,15 @@ class ClosedLoop:
 
     def _uncertain(self) -> bool:
         """Tell whether another reading of the same structure may give another figure."""
-        return self.progress.reading.latency.low < self.progress.reading.latency.high
+        return _measured(self.progress.reading)
+
+    def _beyond_doubt(self) -> bool:
+        """Tell whether the artifact meets the budgets for sure: what it costs and what its trace does are too alike."""
+        seen = self._observed()
+        return all(
+            name in self._apart and seen[name].measured + DOUBT * self._apart[name] <= limit
+            for name, limit in self.limits.items()
+        )
 
     def record_beginning(self) -> None:
         """Record, before the first step, what a person should know, and the reading of the full-size model."""
@@ -413,3 +427,7 @@ class ClosedLoop:
         self._keep_spectra(keep)
         self._carry_out(step, plan, {}, self.validated(), demand=0.0, binding="tolerance")
         self.progress.pending, self.progress.doubts = None, 0
+
+
+def _measured(reading: Reading) -> bool:
+    return reading.latency.low < reading.latency.high

@@ -6,6 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+LAW = "law"
+"""The phase in which cuts are held against the law."""
+
+OVERHEAD = ("control", LAW, "measuring", "evaluating")
+"""Phases that control and measuring cost, the validations that the guard asks for included."""
+
 
 class Stopwatch:
     """Seconds per phase; a phase inside another one pauses it, so the phases add up to the whole.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from edgelean.shrink.states import left_to_read, state_layer
 from edgelean.shrink.trace import trace
 from edgelean.shrink.truncations import certified, systems_at
 from edgelean.shrink.wrappers import Ranks, synchronise
+from edgelean.stopwatch import LAW
+
+T = TypeVar("T")
 
 EXACT_TYPES = (torch.float32, torch.float64)
 """Of parameters whose basis is turned; what rounding leaves of others would no longer be the same network."""
@@ -132,20 +136,26 @@ def operate(
     bench, ranks, network = patient.bench, patient.ranks, patient.bench.model
     channels, states = replace(plan, states={}), replace(plan, removals=(), scales=(), detours=())
     turned = _turn(patient, scores, {cut.axis: turns[cut.axis] for cut in plan.cuts if cut.axis in turns})
-    whole, expected = ranks.together(lambda: (_outputs(bench), bench.expected(channels)))
+    expected = _held_against_the_law(patient, lambda: bench.expected(channels))
     repairs = _repairs(patient, channels, repair)
+    whole = ranks.together(lambda: _outputs(bench)) if repairs[0][1] else []
     flows = {path: scores.flows[path].inputs for path in plan.states}
     seen = {path: left_to_read(network, plan, path, last) for path, last in flows.items() if last is not None}
     read = ranks.same_tensors(seen)
     notes = list(apply(patient.model, channels, *patient.followers).notes)
-    found = ranks.together(lambda: _outputs(bench))
-    error = ranks.together(lambda: law.check(expected, found))
-    _refit(patient, repairs, channels, whole, law.distance(whole, found))
+    found = _held_against_the_law(patient, lambda: _outputs(bench))
+    error = _held_against_the_law(patient, lambda: law.check(expected, found))
+    if whole:
+        _refit(patient, repairs, channels, whole, law.distance(whole, found))
     full = systems_at(network, plan.states)
     truncated = apply(patient.model, states, *patient.followers, read=read)
     for path, reduction in truncated.reductions.items():
         layer = state_layer(network, path)
-        error = max(error, ranks.together(lambda: law.check_states(layer, reduction, read[path])))  # noqa: B023  at once
+        states_error = _held_against_the_law(
+            patient,
+            lambda: law.check_states(layer, reduction, read[path]),  # noqa: B023  at once
+        )
+        error = max(error, states_error)
     synchronise(patient.model)
     words = tuple(dict.fromkeys((*turned, *notes, *truncated.notes)))
     hankel = {path: reduction.hankel for path, reduction in truncated.reductions.items()}
@@ -157,11 +167,18 @@ def guilty(bench: Bench, plan: Plan) -> list[str]:
     found = []
     for cut in plan.cuts:
         alone = make_plan(bench.anatomy, {cut.axis: cut.after}, {cut.axis: cut.removed}, 0.0)
-        try:
-            law.check(bench.expected(alone), law.cut_outputs(bench.model, alone, bench.probe))
-        except LawError:
-            found.append(cut.axis)
+        with bench.stopwatch.phase(LAW):
+            try:
+                law.check(bench.expected(alone), law.cut_outputs(bench.model, alone, bench.probe))
+            except LawError:
+                found.append(cut.axis)
     return found
+
+
+def _held_against_the_law(patient: Patient, check: Callable[[], T]) -> T:
+    """Do a part of the check in all processes; what it takes is told in the report."""
+    with patient.bench.stopwatch.phase(LAW):
+        return patient.ranks.together(check)
 
 
 def _outputs(bench: Bench) -> list[Tensor]:
@@ -182,8 +199,9 @@ def _turn(patient: Patient, scores: Score, turns: Mapping[str, Sequence[Turn]]) 
     contents = {name: double(tensor) for name, tensor in tensors_of(network).items()}
     new = {**contents, **rotate.turned(axes, turns, contents)}
     probe = patient.bench.probe
-    patient.ranks.together(
-        lambda: law.check(law.outputs(network, contents, probe), law.outputs(network, new, probe), rotate.EXACT)
+    _held_against_the_law(
+        patient,
+        lambda: law.check(law.outputs(network, contents, probe), law.outputs(network, new, probe), rotate.EXACT),
     )
     for each in (network, *(counterpart(one, network) for one in patient.followers if isinstance(one, nn.Module))):
         named = dict(each.named_parameters())

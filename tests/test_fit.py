@@ -61,6 +61,13 @@ def test_model_gets_smaller_at_every_cut_and_every_cut_obeys_the_law(run):
     assert all(cut.law_error < 1e-9 for cut in report.cuts)
 
 
+def test_what_the_law_cost_is_told_and_is_a_part_of_the_training(run):
+    _, report, _ = run
+    assert report.law.seconds == pytest.approx(report.timing["law"])
+    assert report.law.share == pytest.approx(report.law.seconds / report.lean.training_s)
+    assert 0 < report.law.share < 1
+
+
 def test_no_cut_happens_outside_the_window(run):
     _, report, events = run
     first, last = 0.05 * report.steps, report.steps

@@ -11,7 +11,7 @@ from edgelean.report import story
 from edgelean.report.footprint import certainty, footprint
 from edgelean.report.history import extrapolated, spent_on
 from edgelean.report.html import render
-from edgelean.report.model import EnergyPart
+from edgelean.report.model import EnergyPart, LawCost, Report
 
 
 def _energy(chapter, seconds, **parts):
@@ -147,3 +147,15 @@ def test_run_whose_energy_nobody_read_has_no_footprint():
     report = _with_parts((), ())
     assert footprint(report) is None
     assert "What the training took" not in render(report)
+
+
+def test_what_the_law_costs_is_a_figure_of_its_own_and_part_of_the_control():
+    timing = {"training": 80.0, "control": 6.0, "law": 1.0, "measuring": 3.0, "other": 10.0}
+    report = sample_report(timing=timing, law=LawCost(1.0, 0.0125))
+    assert story.overhead_text(report) == (
+        "Training took 80 % of the run, control and measuring 10 %. "
+        "Holding every cut against the law took 1.0 s of it, 1.2 % of the training of the lean model."
+    )
+    assert story.overhead_text(report) in render(report)
+    assert report.to_json()["law"] == {"seconds": 1.0, "share": 0.0125}
+    assert Report.from_json(report.to_json()) == report

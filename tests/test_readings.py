@@ -79,3 +79,19 @@ def test_a_model_whose_trace_does_not_tell_its_costs_is_read_as_its_file():
     traced = bench.target.predict(bench.anatomy.structure.operators({})).latency_ms
     assert traced < 0.98 * file
     assert bench.read().latency.value == pytest.approx(file)
+
+
+@pytest.mark.parametrize(("apart", "reads"), [(0.0, 0), (1.0, 1)])
+def test_the_artifact_is_read_before_the_end_where_it_could_cost_more_than_its_trace_tells(monkeypatch, apart, reads):
+    found, read = [], Bench.read_artifact
+    monkeypatch.setattr(Bench, "apart", lambda bench: {"latency": apart, "energy": apart})
+    monkeypatch.setattr(Bench, "read_artifact", lambda bench: found.append(bench) or read(bench))
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 6)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    budgets = {"latency": "100%", "energy": "100%"}
+    attached = edgelean.attach(model, optimizer, x, "raspberry-pi-5", steps=20, target="modelled", **budgets)
+    for _ in range(20):
+        nn.functional.cross_entropy(model(x), torch.arange(4) % 3).backward()
+        optimizer.step()
+        attached.step()
+    assert len(found) == reads

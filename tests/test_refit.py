@@ -208,9 +208,8 @@ def test_a_batch_norm_takes_over_the_statistics_that_it_sees_now():
 def test_without_a_ridge_only_means_are_kept():
     model = Redundant(nn.Linear(8, 3))
     lean = repaired(model, halved(model, X, "hidden"), X, ridges=())
-    fitted = X[:192]
     with torch.no_grad():
-        assert torch.allclose(model(fitted).mean(0), lean(fitted).mean(0), atol=1e-5)
+        assert torch.allclose(model(X).mean(0), lean(X).mean(0), atol=1e-5)
         assert torch.equal(lean.reader.weight, model.reader.weight[:, :4])
 
 

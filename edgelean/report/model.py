@@ -279,6 +279,20 @@ class FormFigures:
     chosen: bool
 
 
+@dataclass(frozen=True)
+class LawCost:
+    """What it took to hold every cut, refused ones included, against the law: cut = masked.
+
+    Attributes
+    ----------
+    share
+        Of the training of the lean model.
+    """
+
+    seconds: float
+    share: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that one run has to tell.
@@ -294,7 +308,9 @@ class Report:
     epochs_history, full_size_history, readings, cuts
         The story over the training steps; ``full_size_history`` is empty when no full-size twin was trained.
     timing
-        Seconds per phase: training, evaluating, control, measuring, exporting, verifying, other.
+        Seconds per phase: training, evaluating, control, law, measuring, exporting, verifying, other.
+    law
+        What the law cost; None where nothing was cut.
     notes
         Remarks that limit the figures, such as guessed board numbers.
     refused
@@ -357,6 +373,7 @@ class Report:
     decisions: tuple[Decision, ...] = ()
     front: tuple[TradeOff, ...] = ()
     nearest: tuple[str, ...] = ()
+    law: LawCost | None = None
 
     @property
     def met(self) -> bool:

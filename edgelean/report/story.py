@@ -11,6 +11,7 @@ from edgelean.reading import Provenance
 from edgelean.report import numbers
 from edgelean.report.footprint import certainty
 from edgelean.report.model import Report, Side, Verdict
+from edgelean.stopwatch import OVERHEAD
 from edgelean.verifier import ArtifactCheck
 
 IN_WORDS = {
@@ -216,14 +217,21 @@ def time_shares(report: Report) -> tuple[tuple[str, float, float], ...]:
 
 
 def overhead_text(report: Report) -> str:
-    """Return the sentence about what control and measuring cost."""
+    """Return the sentences about what control and measuring cost, and the law among it."""
     shares = {phase: share for phase, _, share in time_shares(report)}
-    # The validations that the guard asks for are part of what control costs.
-    overhead = sum(shares.get(phase, 0.0) for phase in ("control", "measuring", "evaluating"))
+    overhead = sum(shares.get(phase, 0.0) for phase in OVERHEAD)
     return (
         f"Training took {numbers.percent(shares.get('training', 0.0))} of the run, "
-        f"control and measuring {numbers.percent(overhead)}."
+        f"control and measuring {numbers.percent(overhead)}.{_law_text(report)}"
     )
+
+
+def _law_text(report: Report) -> str:
+    if report.law is None:
+        return ""
+    share = numbers.percent(report.law.share)
+    took = numbers.duration(report.law.seconds)
+    return f" Holding every cut against the law took {took} of it, {share} of the training of the lean model."
 
 
 def _metric_row(report: Report) -> Row:

@@ -152,12 +152,16 @@ class _InStep:
 
     def _repair(self, reader: Reader) -> None:
         """Correct a weight and a bias so that the cut network's product comes nearest to the whole one's."""
+        fitted = reader.weight is not None and bool(self._ridges)
+        if not fitted and reader.bias is None:
+            return
         both = zip(self._whole, self._cut, strict=True)
         if all(torch.equal(whole.env[reader.node], cut.env[reader.node]) for whole, cut in both):
             return
         followed = any(user in self._norms for user in reader.node.users) and len(reader.node.users) == 1
         weight = self._cut[0].env[reader.weight_node]
-        change, shift = self._corrections(reader, followed or reader.bias is not None)
+        centred = followed or reader.bias is not None
+        change, shift = self._corrections(reader, centred) if fitted else (None, self._shift(reader))
         if reader.weight is not None and change is not None:
             moved = reader.weight_of(change, weight.shape)
             self._put(reader.weight_node, weight + moved)
@@ -173,12 +177,16 @@ class _InStep:
         for network in self._cut:
             network.env[node] = value
 
-    def _corrections(self, reader: Reader, centred: bool) -> tuple[Tensor | None, Tensor]:
+    def _shift(self, reader: Reader) -> Tensor:
+        """Return by how much the means of the cut network's product are off."""
+        first = self._cut[0].env[reader.node]
+        rest = self._missing(reader, [torch.arange(reader.rows(first), device=first.device)] * len(self._cut))
+        return rest.mean(1).flatten()
+
+    def _corrections(self, reader: Reader, centred: bool) -> tuple[Tensor, Tensor]:
+        assert reader.weight is not None
         first = self._cut[0].env[reader.node]
         count = reader.rows(first)
-        if reader.weight is None:
-            rest = self._missing(reader, [torch.arange(count, device=first.device)] * len(self._cut))
-            return None, rest.mean(1).flatten()
         staying = reader.matrices(reader.weight.of(self._staying[reader.weight.name]))
         change = torch.zeros_like(staying)
         shift = torch.zeros(staying.shape[:2], device=staying.device)
