@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import chance_recipe
 import pytest
@@ -262,3 +263,11 @@ def test_a_loss_that_is_no_number_is_not_offered_again(tmp_path, monkeypatch):
     with pytest.raises(DivergenceError, match=r"the loss is nan at step 1 of 24") as caught:
         fit(tmp_path / "run")
     assert not hasattr(caught.value, "__notes__")
+
+
+def test_the_table_of_faults_names_tests_that_there_are():
+    here = Path(__file__).parent
+    named = set(re.findall(r"`(test_\w+)`", (here.parent / "docs" / "faults.md").read_text()))
+    there = {name for file in here.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    assert len(named) > 20
+    assert named <= there
