@@ -64,7 +64,7 @@ def test_what_is_loaded_is_what_was_saved_whatever_byte_is_changed_or_missing(tw
     changed = content[:at] if cut else content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
     path.write_bytes(changed)
     try:
-        found = load_newest(two)
+        found = find_newest(two).checkpoint
     finally:
         path.write_bytes(content)
     step = found.values["step"]
@@ -85,7 +85,9 @@ def test_values_that_were_changed_are_found_out_also_where_they_can_be_read(two,
 def test_a_checkpoint_with_a_missing_file_is_passed_over(two, tmp_path, file):
     folder = Path(shutil.copytree(two, tmp_path / "copy"))
     (folder / "000002" / file).unlink()
-    assert load_newest(folder).values == {"step": 1}
+    assert find_newest(folder).checkpoint.values == {"step": 1}
+    with pytest.raises(InputError, match="has a damaged checkpoint, 000002: resume the run first"):
+        load_newest(folder)
     (folder / "000001" / file).unlink()
     with pytest.raises(InputError, match="000002, 000001 are not as they were written; start the run anew"):
         find_newest(folder)
