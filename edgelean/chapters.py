@@ -5,8 +5,9 @@ Each writes checkpoints of its own, picks up where they end, and records its epo
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,7 +68,8 @@ def resumable(run: Run) -> Iterator[None]:
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
-        failure = in_words(error.filename or run.folder, error)
+        somewhere = f"a file in {run.folder} or {tempfile.gettempdir()}"
+        failure = in_words(error.filename or somewhere, error)
         failure.add_note(how)
         raise failure from None
 
@@ -211,9 +213,12 @@ class Account(AbstractContextManager["Account"]):
         self._watch.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        # Step 0: it was spent, wherever the run goes on.
-        self._run.record(SPENT, 0, **self._fields(self._watch.stop()))
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        fields = self._fields(self._watch.stop())
+        # What ended the training is told, not that the disk is too full for this as well.
+        with nullcontext() if kind is None else suppress(InputError):
+            # Step 0: it was spent, wherever the run goes on.
+            self._run.record(SPENT, 0, **fields)
 
     def told(self, place: Place) -> dict[str, Any]:
         """Return what a checkpoint says of the run: what was asked, and what was spent until then."""

@@ -137,7 +137,13 @@ def export(
 
 
 def load(folder: str | Path) -> nn.Module:
-    """Return the lean model of a run, as it was after its last epoch, ready to infer on the CPU."""
+    """Return the lean model of a run, as it was at its last checkpoint, ready to infer on the CPU.
+
+    Raises
+    ------
+    MissingError, InputError
+        If it is not the folder of a run, its recipe was a Python object, or the last checkpoint is damaged.
+    """
     job = asked_before(Run.open(Path(folder)))
     model = job.recipe.model()
     checkpoint = load_newest(Path(folder) / CHECKPOINTS / LEAN)

@@ -32,8 +32,8 @@ def model():
 
 
 def data():
-    train, validation, test = (Shaken(x[:192], y[:192]) for x, y in digits_split())
-    shuffled = DataLoader(train, 32, shuffle=True, generator=torch.Generator().manual_seed(7))
+    train, validation, test = (Shaken(x[:96], y[:96]) for x, y in digits_split())
+    shuffled = DataLoader(train, 16, shuffle=True, generator=torch.Generator().manual_seed(7))
     return shuffled, validation, test
 
 

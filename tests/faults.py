@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
@@ -211,6 +212,7 @@ def fail_at(place, name, call, error, put=setattr):
 
 
 ON_THE_WAY = {
+    "nothing": lambda: None,
     "Ctrl-C": lambda: signal_at(signal.SIGINT, 13),
     "a scheduler that ends the process": lambda: signal_at(signal.SIGTERM, 13),
     "a terminal that is closed": lambda: signal_at(signal.SIGHUP, 13),
@@ -222,13 +224,22 @@ ON_THE_WAY = {
 """What is done to a command that trains, so that it ends early."""
 
 
-def command(arguments, memo, trouble, output):
-    """Run the command line in this process, which is one of its own, its output into a file."""
+def _command(arguments, memo, trouble, output):
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     remember_exports(memo)
     ON_THE_WAY[trouble]()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     sys.argv = ["edgelean", *arguments]
     cli.main()
+
+
+def commanded(arguments, memo, trouble):
+    """Run the command line in a process that meets some trouble; return its exit code and what it said."""
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "output"
+        process = context().Process(target=_command, args=(arguments, memo, trouble, output))
+        process.start()
+        process.join()
+        return process.exitcode, output.read_text()

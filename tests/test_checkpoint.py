@@ -8,20 +8,24 @@ import random
 import resource
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import chance_recipe
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 
 from edgelean.errors import InputError
-from edgelean.training import checkpoint, randomness
+from edgelean.resume import pack, unpack
+from edgelean.training import checkpoint, keeper, randomness
 from edgelean.training.checkpoint import Checkpoint, find_newest, load_newest, save
 from edgelean.training.keeper import EVERY_S, SHARE, Keeper, name_of
-from edgelean.training.trainer import Place
+from edgelean.training.trainer import BEGINNING, Place, prepare, train
 
 FILES = ("tensors.safetensors", "values.json")
 
@@ -60,7 +64,7 @@ def test_what_is_loaded_is_what_was_saved_whatever_byte_is_changed_or_missing(tw
     changed = content[:at] if cut else content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
     path.write_bytes(changed)
     try:
-        found = load_newest(two)
+        found = find_newest(two).checkpoint
     finally:
         path.write_bytes(content)
     step = found.values["step"]
@@ -81,7 +85,9 @@ def test_values_that_were_changed_are_found_out_also_where_they_can_be_read(two,
 def test_a_checkpoint_with_a_missing_file_is_passed_over(two, tmp_path, file):
     folder = Path(shutil.copytree(two, tmp_path / "copy"))
     (folder / "000002" / file).unlink()
-    assert load_newest(folder).values == {"step": 1}
+    assert find_newest(folder).checkpoint.values == {"step": 1}
+    with pytest.raises(InputError, match="has a damaged checkpoint, 000002: resume the run first"):
+        load_newest(folder)
     (folder / "000001" / file).unlink()
     with pytest.raises(InputError, match="000002, 000001 are not as they were written; start the run anew"):
         find_newest(folder)
@@ -217,3 +223,43 @@ def test_random_numbers_go_on_where_they_were(tmp_path_factory, seed, before):
     found = load_newest(folder)
     randomness.put_back(found.tensors, found.values)
     assert drawn() == wanted
+
+
+class StoppedError(Exception):
+    """The training ends here."""
+
+
+def trained(folder, stop_at=None, workers=0):
+    """Train from the newest checkpoint to the end, or to a step; return the weights and the losses of the epochs."""
+    made = chance_recipe.data()
+    loader = DataLoader(made[0].dataset, 16, shuffle=True, num_workers=workers, generator=torch.Generator())
+    recipe = replace(chance_recipe.recipe, data=lambda: (loader, *made[1:]), epochs=2)
+    session, losses = prepare(recipe, 3, torch.device("cpu")), []
+    keep = Keeper(folder, lambda place: pack(session, place), lambda: None)
+
+    def stop(step, loss):
+        if step == stop_at:
+            raise StoppedError
+
+    found = find_newest(folder)
+    place = BEGINNING if found is None else unpack(found.checkpoint, session).place
+    train(session, stop, lambda epoch, step, loss, metric: losses.append((epoch, step, loss, metric)), keep, place)
+    return session.model.state_dict(), losses
+
+
+@pytest.fixture
+def at_every_step(monkeypatch):
+    monkeypatch.setattr(keeper, "EVERY_S", 0.0)
+    monkeypatch.setattr(keeper, "SHARE", float("inf"))
+    monkeypatch.setattr(keeper, "flush", lambda path: None)
+
+
+@pytest.mark.parametrize(("steps", "workers"), [((2,), 0), ((6,), 0), ((7,), 0), ((3, 5, 9, 11), 0), ((8,), 2)])
+def test_a_training_that_is_stopped_at_any_step_ends_with_the_same_weights(tmp_path, at_every_step, workers, steps):
+    weights, losses = trained(tmp_path / "whole", workers=workers)
+    for step in steps:
+        with pytest.raises(StoppedError):
+            trained(tmp_path / "parts", step, workers)
+    found, rest = trained(tmp_path / "parts", workers=workers)
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert rest == losses[-len(rest) :]

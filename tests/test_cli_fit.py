@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,31 +61,6 @@ def test_json_prints_the_report_and_nothing_else(tmp_path):
     again = edgelean(tmp_path, "report", "run")
     assert "Fits" in again.stdout
     assert edgelean(tmp_path, *FIT).returncode == 2  # the folder holds a run
-
-
-def test_ctrl_c_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path):
-    command = [sys.executable, "-m", "edgelean", *FIT, "--set", "epochs=40"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored in what a shell runs in the background
-    )
-    deadline = time.monotonic() + 90
-    while not list((tmp_path / "run").rglob("000003")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    how = re.search(r"edgelean (fit --resume \S+)", errors).group(1)
-    assert "Traceback" not in errors
-    done = edgelean(tmp_path, *how.split())
-    assert done.returncode == 0, done.stderr
-    assert "resume" in done.stdout
 
 
 def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+from pathlib import Path
 
 import chance_recipe
 import pytest
@@ -13,11 +15,9 @@ from faults import (
     ASKED,
     ENDS,
     MOMENTS,
-    ON_THE_WAY,
     RECIPE,
     TrainedError,
-    command,
-    context,
+    commanded,
     end_of_training,
     fit,
     killed,
@@ -105,7 +105,6 @@ def test_run_killed_while_it_ends_is_ended_by_the_next(whole, memo, tmp_path, mo
 
 
 OUTCOMES = {
-    "Ctrl-C": (130, "interrupted; go on with: edgelean fit --resume {folder}"),
     "a scheduler that ends the process": (130, "interrupted; go on with: edgelean fit --resume {folder}"),
     "a terminal that is closed": (130, "interrupted; go on with: edgelean fit --resume {folder}"),
     "a target that dies": (5, "the board does not answer any more\nthe run can go on: edgelean fit --resume {folder}"),
@@ -122,24 +121,34 @@ OUTCOMES = {
 }
 
 
-@pytest.mark.parametrize("trouble", ON_THE_WAY)
-def test_command_that_ends_early_says_why_and_how_to_go_on(whole, memo, tmp_path, training_only, trouble):
-    folder, output = tmp_path / "run", tmp_path / "output"
-    code, message = OUTCOMES[trouble]
+def ended_early(folder, memo, trouble):
+    """Fit with the command line in a process that meets some trouble; return its exit code and what it said."""
     settings = [f"--set={key}={value}" for key, value in ASKED["settings"].items()]
     asked = [f"--{key}={ASKED[key]}" for key in ("profile", "latency", "energy")]
-    process = context().Process(
-        target=command, args=(["fit", RECIPE, *asked, *settings, f"--out={folder}"], memo, trouble, output)
-    )
-    process.start()
-    process.join()
-    said = output.read_text()
-    assert (process.exitcode, "Traceback" in said) == (code, False), said
+    return commanded(["fit", RECIPE, *asked, *settings, f"--out={folder}"], memo, trouble)
+
+
+@pytest.mark.parametrize("trouble", OUTCOMES)
+def test_command_that_ends_early_says_why_and_how_to_go_on(whole, memo, tmp_path, training_only, trouble):
+    folder = tmp_path / "run"
+    code, message = OUTCOMES[trouble]
+    found, said = ended_early(folder, memo, trouble)
+    assert (found, "Traceback" in said) == (code, False), said
     assert message.format(folder=folder) in said
     with pytest.raises(TrainedError):
         pipeline.resume(folder)
     assert last(folder) == last(whole)
     assert story(folder) == story(whole)
+
+
+def test_ctrl_c_leaves_a_run_that_the_named_command_finishes(whole, memo, tmp_path):
+    folder = tmp_path / "run"
+    code, said = ended_early(folder, memo, "Ctrl-C")
+    assert (code, "Traceback" in said) == (130, False), said
+    how = re.search(r"interrupted; go on with: edgelean (fit --resume \S+)", said)[1]
+    code, said = commanded(how.split(), memo, "nothing")
+    assert (code, "the run goes on after this step" in said) == (0, True), said
+    assert last(folder) == last(whole)
 
 
 @pytest.fixture
@@ -254,3 +263,11 @@ def test_a_loss_that_is_no_number_is_not_offered_again(tmp_path, monkeypatch):
     with pytest.raises(DivergenceError, match=r"the loss is nan at step 1 of 24") as caught:
         fit(tmp_path / "run")
     assert not hasattr(caught.value, "__notes__")
+
+
+def test_the_table_of_faults_names_tests_that_there_are():
+    here = Path(__file__).parent
+    named = set(re.findall(r"`(test_\w+)`", (here.parent / "docs" / "faults.md").read_text()))
+    there = {name for file in here.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    assert len(named) > 20
+    assert named <= there

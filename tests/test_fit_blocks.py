@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from edgelean import pipeline
 from edgelean.profile import load_profile
 from edgelean.recipe import load_recipe
 from edgelean.shrink.bypass import detours_of
+from edgelean.training.checkpoint import load_newest
 
 DEEP = str(Path(__file__).parent / "deep_recipe.py")
 
@@ -79,8 +79,8 @@ def test_a_block_that_the_network_misses_comes_back_also_in_a_run_that_was_inter
 
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", recipe=str(recipe), on_event=stop)
-    values = sorted((tmp_path / "run" / "checkpoints" / "lean").iterdir())[-1] / "values.json"
-    assert json.loads(values.read_text())["loop"]["pending"]["detours"] == []
+    values = load_newest(tmp_path / "run" / "checkpoints" / "lean").values
+    assert values["loop"]["pending"]["detours"] == []
     later = []
     report = pipeline.resume(tmp_path / "run", on_event=later.append)
     assert "rollback" in [event["event"] for event in later]

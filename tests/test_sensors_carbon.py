@@ -44,6 +44,21 @@ def test_training_energy_is_silent_offline_and_leaves_no_file(tmp_path, monkeypa
     assert capfd.readouterr() == ("", "")
 
 
+def test_energy_so_far_grows_and_ends_as_the_whole():
+    energy = TrainingEnergy()
+    before = energy.so_far()
+    energy.start()
+    found = []
+    for _ in range(2):
+        busy(0.1)
+        found.append(energy.so_far())
+    whole = energy.stop()
+    assert before.kwh is None
+    assert 0 < found[0].kwh < found[1].kwh <= whole.kwh
+    assert found[0].seconds < found[1].seconds <= whole.seconds
+    assert found[1].parts.keys() == whole.parts.keys()
+
+
 def test_parts_add_up_and_say_which_of_them_are_guessed():
     energy = TrainingEnergy()
     energy.start()

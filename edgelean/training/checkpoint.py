@@ -132,16 +132,17 @@ def find_newest(folder: Path) -> Found | None:
 
 
 def load_newest(folder: Path) -> Checkpoint:
-    """Return the newest checkpoint that is whole.
+    """Return the newest checkpoint, and no older one in its stead.
 
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or it is damaged.
     """
     found = find_newest(folder)
-    if found is None:
-        raise InputError(f"{folder} holds no whole checkpoint: none was completed; resume the run first")
+    if found is None or found.damaged:
+        what = "holds no checkpoint" if found is None else f"has a damaged checkpoint, {found.damaged[0].name}"
+        raise InputError(f"{folder} {what}: resume the run first, which writes it")
     return found.checkpoint
 
 
