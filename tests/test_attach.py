@@ -11,14 +11,16 @@ from torch import nn
 
 import edgelean
 from edgelean.errors import InputError
+from edgelean.profile import load_profile
 from edgelean.report import read_report
 
-STEPS = 30
+STEPS = 20
+PROFILE = load_profile("raspberry-pi-5").with_control({"score": "magnitude", "events": "3"})
 
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 5))
+    return nn.Sequential(nn.Linear(12, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 5))
 
 
 def adam(model):
@@ -39,8 +41,8 @@ def accuracy(outputs, targets):
 
 
 def attached(model, optimizer, **options):
-    asked = {"latency": "60%", "energy": "60%", "steps": STEPS, **options}
-    return edgelean.attach(model, optimizer, data()[0][:8], "raspberry-pi-5", **asked)
+    asked = {"latency": "70%", "energy": "70%", "steps": STEPS, **options}
+    return edgelean.attach(model, optimizer, data()[0][:8], PROFILE, **asked)
 
 
 def train(model, optimizer, lean, steps, parts=1):
@@ -65,13 +67,13 @@ def made(tmp_path_factory):
     model = network()
     optimizer = adam(model)
     lean = attached(model, optimizer, out=folder, name="mlp")
-    train(model, optimizer, lean, 15, parts=4)
+    train(model, optimizer, lean, 10, parts=4)
     model.eval()
     with torch.no_grad():
         model(data()[0])
     model.train()
     lean.record_epoch(1.0, 0.5)
-    train(model, optimizer, lean, 15, parts=4)
+    train(model, optimizer, lean, 10, parts=4)
     lean.record_epoch(0.8, 0.6)
     return folder, model, optimizer, lean, lean.finish(*data(), accuracy)
 
@@ -83,7 +85,7 @@ def test_attached_loop_leaves_a_run_like_that_of_fit(made):
     assert [verdict.outcome for verdict in delivery.verdicts] == ["met", "met"]
     assert report.recipe == "mlp"
     assert report.metric_name == "accuracy"
-    assert [(point.epoch, point.step) for point in report.epochs_history] == [(1, 15), (2, 30)]
+    assert [(point.epoch, point.step) for point in report.epochs_history] == [(1, 10), (2, 20)]
     assert len(report.cuts) == len(cuts(lean)) > 0
     assert report.lean.parameters == sum(p.numel() for p in model.parameters()) < report.full_size.parameters
     assert (folder / "bundle" / "model.onnx").is_file()
@@ -113,18 +115,18 @@ def test_early_end_is_told_in_the_report(tmp_path):
     lean = attached(model, optimizer, out=tmp_path / "run", latency="99%", energy="99%")
     train(model, optimizer, lean, 4)
     lean.finish(*data(), accuracy)
-    assert "The training ended after 4 of 30 steps." in lean.report.caveats
+    assert "The training ended after 4 of 20 steps." in lean.report.caveats
 
 
 def test_other_process_goes_on_where_the_first_one_was(tmp_path):
     model = network()
     optimizer = adam(model)
     lean = attached(model, optimizer, out=tmp_path / "run")
-    train(model, optimizer, lean, 14)
+    train(model, optimizer, lean, 8)
     assert cuts(lean)
     torch.save([each.state_dict() for each in (lean, model, optimizer)], tmp_path / "state.pt")
     rest = torch.get_rng_state()
-    train(model, optimizer, lean, 16)
+    train(model, optimizer, lean, 12)
 
     model_again = network()
     optimizer_again = adam(model_again)
@@ -133,7 +135,7 @@ def test_other_process_goes_on_where_the_first_one_was(tmp_path):
     for each, state in zip((again, model_again, optimizer_again), saved, strict=True):
         each.load_state_dict(state)
     torch.set_rng_state(rest)
-    train(model_again, optimizer_again, again, 16)
+    train(model_again, optimizer_again, again, 12)
 
     for mine, other in zip(model.parameters(), model_again.parameters(), strict=True):
         assert torch.equal(mine, other)
@@ -148,7 +150,7 @@ def test_copy_of_the_model_gets_its_structure_when_a_run_goes_on():
     model, average = network(), network()
     optimizer = adam(model)
     lean = attached(model, optimizer, followers=(average,))
-    train(model, optimizer, lean, 14)
+    train(model, optimizer, lean, 8)
     state, parameters = lean.state_dict(), copy.deepcopy(average.state_dict())
 
     model, average = network(), network()

@@ -20,6 +20,7 @@ T = TypeVar("T")
 SHARDED = {
     "DataParallel": "it copies the model for every batch; use DistributedDataParallel",
     "FullyShardedDataParallel": "no process holds whole parameters; use DistributedDataParallel",
+    "DeepSpeedEngine": "it keeps parameters and state in buffers of its own; use DistributedDataParallel",
 }
 
 
