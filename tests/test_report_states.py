@@ -72,6 +72,14 @@ def test_report_with_spectra_survives_json_without_a_change():
 # -- the words ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_selective_layer_is_told_to_have_no_certificate_and_why():
+    layers = (LayerWidth("blocks.0.layer.selected", 16, 4), LayerWidth("head", 8, 8))
+    report = plain_report(layers=layers)
+    assert story.selective_text(report).startswith("blocks.0.layer is selective: the recurrence depends on the input")
+    assert "no certificate" in render(report)
+    assert story.selective_text(plain_report(layers=layers[1:])) == ""
+
+
 def test_a_truncation_is_told_in_shares_of_the_gain_of_its_layer():
     cuts = sample_report().cuts
     report = plain_report(cuts=(cuts[0], replace(cuts[1], truncations=(truncation(),))))

@@ -93,6 +93,7 @@ def _context(report: Report) -> dict[str, Any]:
         "score_units": dict.fromkeys((spectrum.kind, spectrum.unit) for spectrum in shown),
         "evolutions": [_evolution_plot(index, evolution, report) for index, evolution in enumerate(report.evolutions)],
         "truncations": story.truncations(report),
+        "selective_text": story.selective_text(report),
         "provenance": story.provenances(point.provenance for point in report.readings),
         "times": story.time_shares(report),
         "overhead": story.overhead_text(report),

@@ -20,6 +20,9 @@ IN_WORDS = {
     Provenance.MODELLED: "computed from what is known of the board, not measured",
 }
 
+SELECTED = ".selected"
+"""Ends the name of an axis of states of a selective layer."""
+
 
 TITLES = {"energy": "Energy per inference", "memory": "Memory per call", "size": "Exported file"}
 
@@ -156,6 +159,19 @@ class TruncationRow:
     certificate: str
     worst: str
     energy: str
+
+
+def selective_text(report: Report) -> str:
+    """Say why selective layers have no spectrum over the steps and no certificate; empty where there is none."""
+    names = [layer.name.removesuffix(SELECTED) for layer in report.layers if layer.name.endswith(SELECTED)]
+    if not names:
+        return ""
+    one = len(names) == 1
+    return (
+        f"{', '.join(names)} {'is' if one else 'are'} selective: the recurrence depends on the input, so there are no "
+        "Hankel singular values and no certificate. States go by their price in nats, the energy of what they add on "
+        "recorded sequences, weighed by the Fisher information there; prices before a first cut are among the spectra."
+    )
 
 
 def truncations(report: Report) -> tuple[TruncationRow, ...]:
