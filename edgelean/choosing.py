@@ -83,8 +83,10 @@ def refuse_in_all_precisions(
     InputError
         They are missed, or there is a choice and nothing to choose by.
     """
-    among = bench.profile.precisions or (bench.profile.precision,)
-    if len(among) > 1 and around.loss is None:
+    among = bench.profile.precisions
+    if len(among) < 2:
+        return refuse_the_unreachable(bench, floor, limits, start)
+    if around.loss is None:
         raise InputError(
             "which precision loses least is told by the validation loss, which only `edgelean fit` has: give one "
             "precision in the profile"
@@ -97,7 +99,7 @@ def refuse_in_all_precisions(
         except InputError:  # too much, or the board does not tell how fast it is in this precision
             if precision == among[0]:
                 raise
-    bench.compute_in(among[0])
+    return bench.compute_in(among[0])
 
 
 def in_any_precision(reading: Reading) -> Reading:
