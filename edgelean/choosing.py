@@ -86,8 +86,16 @@ def reach_in_some_precision(
     InputError
         They are missed, or there is a choice and nothing to choose by.
     """
-    among = bench.profile.precisions or (bench.profile.precision,)
-    if len(among) > 1 and around.loss is None:
+
+    def reached() -> dict[str, Reach]:
+        reach = ranks.first(lambda: reach_of(bench, floor, start, limits))
+        refuse_the_unreachable(reach, floor, limits)
+        return reach
+
+    among = bench.profile.precisions
+    if len(among) < 2:
+        return reached()
+    if around.loss is None:
         raise InputError(
             "which precision loses least is told by the validation loss, which only `edgelean fit` has: give one "
             "precision in the profile"
@@ -95,8 +103,7 @@ def reach_in_some_precision(
     for precision in reversed(among):
         bench.compute_in(precision)
         try:
-            reach = ranks.first(lambda: reach_of(bench, floor, start, limits))
-            refuse_the_unreachable(reach, floor, limits)
+            reach = reached()
             break
         except InputError:  # too much, or the board does not tell how fast it is in this precision
             if precision == among[0]:

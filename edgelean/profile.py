@@ -133,7 +133,7 @@ class Profile(Frozen):
     precision: Precision = knob(..., "", 'What the model computes with on the board; "auto" leaves that to the run.')
     precisions: tuple[Precision, ...] = knob(
         (),
-        "",
+        "names",
         "What the run may choose from before its first cut, from the highest precision to the lowest; empty for one.",
     )
     batch: PositiveInt = knob(..., "samples", "Samples per call; the latency is that of a whole batch.")

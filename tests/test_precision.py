@@ -215,6 +215,14 @@ def test_a_rough_file_for_timing_has_the_same_operators(pressed, tmp_path):
         assert sorted(kinds[0]) == sorted(kinds[1])
 
 
+def test_batches_of_any_sizes_give_the_same_file(pressed, tmp_path):
+    path, made = pressed
+    x = many(512, 9)
+    ragged = [(x[:100],), (x[100:101],), (x[101:],)]
+    again = quantised(path, tmp_path / "again.onnx", CPU, ragged, HeldOut(batches(many(), 500)))
+    assert again.path.read_bytes() == made[CPU.name].path.read_bytes()
+
+
 @pytest.mark.parametrize("target", [CPU, TENSORRT])
 def test_the_calibrator_is_chosen_by_the_metric_on_held_out_samples(target, tmp_path):
     path, x = small_onnx.save_perceptron(tmp_path / "m.onnx"), many()

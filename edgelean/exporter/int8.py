@@ -40,6 +40,9 @@ CALIBRATORS: Mapping[str, Mapping[str, Any]] = {
 """How the range of an activation is found: all that was seen, all but one in 10,000, or what keeps the most
 information (Migacz, 8-bit inference with TensorRT, 2017)."""
 
+_LARGEST_BATCH = 64
+"""Samples that a calibration runs at once."""
+
 _PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
 
 
@@ -215,6 +218,16 @@ class _Press:
     def pressed(self, calibrator: str, spare: Collection[str]) -> Path:
         """Return a new INT8 file in which some operators stay in floating point."""
         path = self._scratch / "pressed.onnx"
+        try:
+            self._quantise(path, calibrator, spare)
+        except Exception as error:  # onnxruntime's quantiser raises what it likes
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"onnxruntime cannot make an INT8 file of this model ({line}); export fp16 or fp32 instead"
+            ) from error
+        return path
+
+    def _quantise(self, path: Path, calibrator: str, spare: Collection[str]) -> None:
         with _quietly(), tools_of_onnxruntime():
             from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -233,7 +246,6 @@ class _Press:
                 calibration_cache_path=self._scratch / f"{calibrator}.json",
                 extra_options={**self._scheme.options, **CALIBRATORS[calibrator]},
             )
-        return path
 
 
 def _prepared(source: ModelProto) -> ModelProto:
@@ -272,13 +284,27 @@ def _reader(graph: GraphProto, batches: Sequence[Sequence[Array]]) -> Any:
 
     constants = {tensor.name for tensor in graph.initializer}
     names = [value.name for value in graph.input if value.name not in constants]
-    feeds = iter([dict(zip(names, batch, strict=True)) for batch in batches])
+    feeds = iter([dict(zip(names, batch, strict=True)) for batch in _of_one_size(batches)])
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def get_next(self) -> dict[str, Array] | None:
             return next(feeds, None)
 
     return Reader()
+
+
+def _of_one_size(batches: Sequence[Sequence[Array]]) -> list[Sequence[Array]]:
+    """Return the samples in batches of one size, as onnxruntime's histograms want them; of one shape, the commonest."""
+    import numpy as np
+
+    kinds: dict[tuple[tuple[int, ...], ...], list[Sequence[Array]]] = {}
+    for batch in batches:
+        kinds.setdefault(tuple(array.shape[1:] for array in batch), []).append(batch)
+    alike = max(kinds.values(), key=lambda each: sum(len(batch[0]) for batch in each))
+    whole = [np.concatenate(arrays) for arrays in zip(*alike, strict=True)]
+    count = len(whole[0])
+    size = next(size for size in range(min(count, _LARGEST_BATCH), 0, -1) if count % size == 0)
+    return [[array[start : start + size] for array in whole] for start in range(0, count, size)]
 
 
 @contextmanager
