@@ -201,7 +201,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("budgets") / "run"
     events = []
     asked = {"latency": "100%", "energy": "100%", "memory": "90%", "size": "40%", "accuracy_loss": "90 points"}
-    report = edgelean.fit(TINY, "raspberry-pi-5", out=folder, on_event=events.append, **asked)
+    settings = {"events": "4", "epochs": "8"}
+    report = edgelean.fit(TINY, "raspberry-pi-5", out=folder, on_event=events.append, settings=settings, **asked)
     return folder, report, events
 
 
@@ -261,9 +262,10 @@ def test_budgets_against_the_accuracy_end_not_met_with_what_could_be_had(tmp_pat
     def metric(output, target):
         return 0.8 if sizes and sizes[-1] < full else 0.9
 
-    spoiled = edgelean.Recipe(**{**vars(recipe), "metric": metric, "epochs": 16})
+    spoiled = edgelean.Recipe(**{**vars(recipe), "metric": metric, "epochs": 12})
     asked = {"latency": "60%", "energy": "100%", "accuracy_loss": "5 points"}
-    report = edgelean.fit(spoiled, "raspberry-pi-5", out=tmp_path / "run", on_event=watch, **asked)
+    few = {"largest_cut": "0.08"}
+    report = edgelean.fit(spoiled, "raspberry-pi-5", out=tmp_path / "run", on_event=watch, settings=few, **asked)
     assert report.exit_code == 3
     assert {v.quantity: v.outcome for v in report.verdicts} == {
         "latency": "not met",

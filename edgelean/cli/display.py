@@ -73,13 +73,20 @@ def cut_axes(event: Event) -> str:
 
 def _start_line(event: Event) -> str:
     budgets = ", ".join(
-        f"{word(budget['quantity'])} {amount(budget['limit'], budget['unit'], 3)}" for budget in event["budgets"]
+        f"{word(budget['quantity'])} {amount(budget['limit'], budget['unit'], 3)}{_least(event, budget)}"
+        for budget in event["budgets"]
     )
     return (
         f"{event['recipe']}, profile {event['profile']}, board {event['board']}, target {event['target']}, "
         f"seed {event['seed']}, {event['epochs']} epochs, {event['steps']} steps; "
         f"full-size {figures(event['full_size'])}, {event['full_size']['parameters']} parameters; budgets: {budgets}"
     )
+
+
+def _least(event: Event, budget: Mapping[str, Any]) -> str:
+    """Return how low the quantity of a budget can come, where that is known."""
+    reach = event.get("reach", {}).get(budget["quantity"])
+    return "" if reach is None else f" (down to {amount(reach['least'], budget['unit'], 3)}, {reach['provenance']})"
 
 
 def _epoch_line(event: Event) -> str:
