@@ -12,11 +12,12 @@ import torch
 
 from edgelean.delivery import evidence_of
 from edgelean.divergence import first_divergence
-from edgelean.errors import MissingError, VerificationError
+from edgelean.errors import DeviceError, MissingError, VerificationError
 from edgelean.evidence import Evidence, read_evidence
 from edgelean.exporter.bundle import EVIDENCE, MANIFEST, check_bundle
+from edgelean.exporter.engine_session import open_engine
 from edgelean.exporter.onnx import export_onnx
-from edgelean.exporter.targets import ExportTarget, Tolerances, load_target
+from edgelean.exporter.targets import ExportTarget, Tolerances, load_target, target_names
 from edgelean.job import asked_before
 from edgelean.pipeline import load
 from edgelean.recipe import METRICS
@@ -77,11 +78,10 @@ def verify_again(place: Path) -> Rechecked:
     session = _session_of(place) if bundle != place and (place / "run.json").is_file() else None
     evidence, notes = _evidence(manifest, bundle, session)
     checks = tuple(_checked(told, bundle, evidence, session) for told in manifest["checks"]) if evidence else ()
-    notes += tuple(
-        f"{name}: its hash is right; an engine runs on its GPU only: python run_tensorrt.py INPUT.npy --model {name}"
-        for name in manifest["files"]
-        if name.endswith(".engine")
-    )
+    for name in (name for name in manifest["files"] if name.endswith(".engine")):
+        found = _engine_checked(bundle, name, evidence)
+        checks += (found,) if isinstance(found, ArtifactCheck) else ()
+        notes += (found,) if isinstance(found, str) else ()
     passed = all(check.passed for check in checks) if checks else bool(manifest["verified"])
     return Rechecked(bundle=bundle, files=len(manifest["files"]), checks=checks, notes=notes, passed=passed)
 
@@ -138,6 +138,19 @@ def _checked(told: Mapping[str, Any], bundle: Path, evidence: Evidence, session:
         sound = export_onnx(session.model, inputs, Path(scratch) / "sound.onnx", metadata={})
         where = first_divergence(file, session.model, inputs, check.tolerances["rel_l2"], sound)
     return replace(check, reason=f"{check.reason} In the file {where}.") if where else check
+
+
+def _engine_checked(bundle: Path, name: str, evidence: Evidence | None) -> ArtifactCheck | str:
+    """Run an engine where that is possible; else say why it was not."""
+    targets = [load_target(each) for each in target_names()]
+    target = next((each for each in targets if each.file == name), None)
+    if target is None or evidence is None:
+        return f"{name}: its hash is right; it was not run"
+    try:
+        engine = open_engine(bundle, name, evidence.largest)
+    except DeviceError as error:
+        return f"{name}: its hash is right; it was not run: {error}"
+    return verify(bundle / name, target, evidence, None, engine)
 
 
 def _refuse_others(file: Path) -> None:

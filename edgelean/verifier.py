@@ -13,6 +13,7 @@ import numpy as np
 from edgelean.errors import InputError, VerificationError
 from edgelean.evidence import MOST_CALLS, Array, bounded
 from edgelean.evidence import Evidence as Evidence
+from edgelean.exporter.engine_session import EngineSession
 from edgelean.exporter.rounding import open_as_written
 from edgelean.exporter.steps import ANSWERS_KEY, LENGTH_KEY, Form
 from edgelean.exporter.targets import ExportTarget, Tolerances
@@ -64,14 +65,25 @@ class ArtifactCheck:
     tolerances: Mapping[str, float] = field(default_factory=dict)
 
 
-def verify(path: Path | str, target: ExportTarget, evidence: Evidence, form: Form | None = None) -> ArtifactCheck:
-    """Run an ONNX file over whole splits and compare it with the trained model.
+def verify(
+    path: Path | str,
+    target: ExportTarget,
+    evidence: Evidence,
+    form: Form | None = None,
+    engine: EngineSession | None = None,
+) -> ArtifactCheck:
+    """Run an ONNX file, or an engine, over whole splits and compare it with the trained model.
 
     Every batch is run as it comes, the first samples once more on their own, and some as the largest batch of the
     profile. The file fails when it does not run, when an output is not a finite number, when the outputs are further
     off than the tolerances of ``target``, when another class wins in more samples than they allow, or when the metric
     drops by more. A sample whose winner leads by so little that rounding may decide (``near_tie``) counts against
     neither agreement nor metric.
+
+    Parameters
+    ----------
+    engine
+        Where ``path`` is an engine: what runs it, in the place of onnxruntime.
 
     Raises
     ------
@@ -83,12 +95,13 @@ def verify(path: Path | str, target: ExportTarget, evidence: Evidence, form: For
     import onnxruntime
 
     path = Path(path)
-    found = [_compared(path, target.tolerances, each, form) for each in (evidence, *evidence.others)]
+    session = _opened(path) if engine is None else engine
+    found = [_compared(session, target.tolerances, each, form) for each in (evidence, *evidence.others)]
     figures, failed = found[0].figures, [each for each in found if each.complaints]
     return ArtifactCheck(
         file=path.name,
         precision=target.precision,
-        runtime=f"onnxruntime {onnxruntime.__version__}",
+        runtime=f"onnxruntime {onnxruntime.__version__}" if engine is None else engine.words,
         samples=figures.samples,
         metric_name=evidence.metric_name,
         metric_model=figures.metric_model,
@@ -117,14 +130,14 @@ class _Compared:
         return f"all {seen} {self.split}" if seen == self.whole else f"{seen} of the {self.whole} {self.split}"
 
 
-def _compared(path: Path, allowed: Tolerances, evidence: Evidence, form: Form | None) -> _Compared:
+def _compared(session: Any, allowed: Tolerances, evidence: Evidence, form: Form | None) -> _Compared:
     whole = len(evidence.outputs)
     if bad := _not_finite(evidence.outputs):
         raise VerificationError(
             f"the trained model itself gives NaN or infinity in {bad} of the {evidence.split} samples"
         )
     evidence = bounded(evidence) if form == "step" else evidence
-    found, again, complaint = _outputs(path, evidence, _stream if form == "step" else _call)
+    found, again, complaint = _outputs(session, evidence, _stream if form == "step" else _call)
     figures = _compare(found, evidence, allowed.near_tie)
     complaints = [complaint] if complaint else _excesses(figures, evidence.metric_name, allowed)
     complaints = complaints or _excess_of_sizes(again, evidence.outputs, allowed)
@@ -239,7 +252,7 @@ def _sentence(found: Sequence[_Compared], allowed: Tolerances) -> str:
     )
 
 
-def _outputs(path: Path, evidence: Evidence, call: Call) -> tuple[Array, Mapping[int, Array], str]:
+def _outputs(session: Any, evidence: Evidence, call: Call) -> tuple[Array, Mapping[int, Array], str]:
     """Return the artifact's outputs, some again by batch size, and what makes them unusable, or nothing.
 
     The outputs are finite and have the shape of the model's, whatever the artifact gave.
@@ -247,7 +260,7 @@ def _outputs(path: Path, evidence: Evidence, call: Call) -> tuple[Array, Mapping
     wanted, split = evidence.outputs, f"{evidence.split} split"
     nothing = np.zeros_like(wanted)
     try:
-        found, again = _run(path, evidence, call)
+        found, again = _run(session, evidence, call)
     except _UnusableError as error:
         return nothing, {}, str(error)
     if len(found) != len(wanted):
@@ -263,9 +276,10 @@ class _UnusableError(Exception):
     """onnxruntime cannot run the artifact; the message says why."""
 
 
-def _run(path: Path, evidence: Evidence, call: Call) -> tuple[Array, dict[int, Array]]:
+def _run(session: Any, evidence: Evidence, call: Call) -> tuple[Array, dict[int, Array]]:
     """Return the outputs ``[n, ...]`` for all batches, and those of the first samples in batches of other sizes."""
-    session = _open(path)
+    if isinstance(session, _UnusableError):
+        raise session
     parts: list[Array] = []
     again: dict[int, Array] = {}
     for batch in evidence.batches:
@@ -287,11 +301,12 @@ def _rows(batch: Sequence[Array], rows: Sequence[int]) -> list[Array]:
     return [array[list(rows)] for array in batch]
 
 
-def _open(path: Path) -> Any:
+def _opened(path: Path) -> Any:
+    """Return a session of onnxruntime, or why there is none."""
     try:
         return open_as_written(path, threads=0)
     except Exception as error:  # onnxruntime's kinds share no base class that it exports
-        raise _UnusableError(f"onnxruntime cannot open it: {_first_line(error)}") from error
+        return _UnusableError(f"onnxruntime cannot open it: {_first_line(error)}")
 
 
 def _call(session: Any, batch: Sequence[Array]) -> Array:
@@ -321,9 +336,7 @@ def _called(session: Any, arrays: Sequence[Array]) -> list[Array]:
     try:
         outputs: list[Array] = session.run(None, dict(zip(names, arrays, strict=True)))
     except Exception as error:  # as in _open
-        raise _UnusableError(
-            f"onnxruntime cannot run it on a batch of {len(arrays[0])}: {_first_line(error)}"
-        ) from error
+        raise _UnusableError(f"it cannot be run on a batch of {len(arrays[0])}: {_first_line(error)}") from error
     return outputs
 
 

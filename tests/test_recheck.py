@@ -115,7 +115,10 @@ def test_an_engine_is_said_not_to_have_been_run(tmp_path):
     both = write_bundle(
         tmp_path / "both", files, BundleFacts(title="c", batch=1, checks=manifest["checks"], metric="accuracy")
     )
-    assert "model.engine: its hash is right; an engine runs on its GPU only" in verify_again(both).notes[0]
+    assert (
+        "model.engine: its hash is right; it was not run: model.engine.json: is not in manifest.json"
+        in verify_again(both).notes[0]
+    )
 
 
 def test_what_is_no_bundle_is_said_to_be_none(tmp_path):

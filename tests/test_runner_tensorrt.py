@@ -21,7 +21,9 @@ import small_onnx
 from test_runner import LABELS
 from test_streaming import LENGTH, save_system, save_whole, signal
 
-from edgelean.exporter import BundleFacts, write_bundle
+from edgelean.evidence import Evidence, write_evidence
+from edgelean.exporter import BundleFacts, load_target, write_bundle
+from edgelean.recheck import verify_again
 
 MOST = 4
 """Samples that the engine takes at once."""
@@ -107,17 +109,18 @@ def tensorrt(cudart, monkeypatch):
     return library
 
 
-def with_engines(folder, models, **facts):
+def with_engines(folder, models, others=(), **facts):
     """A bundle of ONNX files with an engine of each, whose bytes are those of the ONNX file."""
-    files = list(models)
+    files = [*models, *others]
     for model in models:
         engine = model.with_suffix(".engine")
         engine.write_bytes(model.read_bytes())
         car = Path(f"{engine}.json")
         car.write_text(json.dumps({"package": "tensorrt", "version": "10.3.0", "batch": {"max": MOST}}))
         files += [engine, car]
-    checks = [{"file": model.name, "passed": True, "reason": "Right."} for model in models]
-    told = BundleFacts(title="compass", batch=MOST, checks=checks, labels=LABELS, **facts)
+    plain = {"precision": "fp32", "form": None, "tolerances": load_target("onnx-fp32").tolerances.model_dump()}
+    checks = [{"file": model.name, "passed": True, "reason": "Right.", **plain} for model in models]
+    told = BundleFacts(title="compass", batch=MOST, checks=checks, labels=LABELS, metric="accuracy", **facts)
     return write_bundle(folder / "bundle", files, told)
 
 
@@ -232,3 +235,37 @@ def test_a_missing_onnxruntime_is_named_with_the_version_that_made_the_bundle(bu
     np.save(tmp_path / "x.npy", small_onnx.samples(1))
     assert run(bundle, "run_onnx.py", tmp_path / "x.npy") == 2
     assert "pip install onnxruntime; this bundle was made with onnxruntime 1.32.0" in capsys.readouterr().err
+
+
+def spoken(values=None):
+    """What the trained model says of more samples than the engine takes at once."""
+    x = small_onnx.samples(3 * MOST + 1)
+    outputs = small_onnx.expected(small_onnx.weights() if values is None else values, x).astype(np.float32)
+    return Evidence(
+        batches=[(x,)], outputs=outputs, targets=outputs.argmax(1), metric=lambda a, b: 1.0, metric_name="accuracy"
+    )
+
+
+@pytest.mark.usefixtures("tensorrt")
+@pytest.mark.parametrize("faithful", [True, False])
+def test_an_engine_is_verified_where_there_is_a_gpu(faithful, tmp_path):
+    model = small_onnx.save_perceptron(tmp_path / "model.onnx")
+    other = spoken() if faithful else spoken(small_onnx.weights(seed=3))
+    proof = write_evidence(other, 256, tmp_path / "evidence.npz")
+    bundle = with_engines(tmp_path, [model], [proof])
+    found = verify_again(bundle)
+    check = next(check for check in found.checks if check.file == "model.engine")
+    assert (check.passed, check.runtime, check.samples) == (faithful, "tensorrt 10.3.0", 3 * MOST + 1)
+    assert found.passed is faithful
+    assert found.notes == ()
+
+
+def test_an_engine_that_cannot_be_run_here_is_said_not_to_have_been(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    model = small_onnx.save_perceptron(tmp_path / "model.onnx")
+    bundle = with_engines(tmp_path, [model], [write_evidence(spoken(), 256, tmp_path / "evidence.npz")])
+    path = list(sys.path)
+    found = verify_again(bundle)
+    assert "model.engine: its hash is right; it was not run: model.engine: needs tensorrt 10.3.0" in found.notes[0]
+    assert found.passed
+    assert sys.path == path

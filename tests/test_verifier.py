@@ -128,7 +128,7 @@ def test_a_graph_of_fixed_batch_fails_with_the_batch_in_the_reason(tmp_path, cap
     x = small_onnx.samples(20)
     check = verify(path, FP32, evidence_for(x, x))
     assert not check.passed
-    assert "cannot run it on a batch of 1" in check.reason
+    assert "cannot be run on a batch of 1" in check.reason
     assert capfd.readouterr() == ("", "")
 
 
