@@ -15,7 +15,7 @@ from pathlib import Path
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
 import edgelean
-from edgelean import assemble, bench, cli, delivery, pipeline
+from edgelean import bench, cli, delivery, pipeline
 from edgelean.errors import DeviceError
 from edgelean.exporter import bundle
 from edgelean.report import html
@@ -63,7 +63,6 @@ def remember_exports(memo, put=setattr):
         return exported
 
     put(bench, "export_onnx", remembered(_shapes))
-    put(assemble, "export_onnx", remembered(_shapes))
     put(delivery, "export_onnx", remembered(_weights))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+from dataclasses import fields, replace
 from pathlib import Path
 
 import chance_recipe
@@ -26,7 +27,7 @@ from faults import (
 from torch import nn
 
 import edgelean
-from edgelean import job, pipeline
+from edgelean import chapters, job, pipeline
 from edgelean.errors import DivergenceError, InputError
 from edgelean.exporter.bundle import check_bundle
 from edgelean.recipe import load_recipe
@@ -271,3 +272,30 @@ def test_the_table_of_faults_names_tests_that_there_are():
     there = {name for file in here.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
     assert len(named) > 20
     assert named <= there
+
+
+def test_everything_that_the_loop_remembers_comes_back(tmp_path, monkeypatch):
+    """Also what a later version adds to it: whatever is a field of it counts."""
+    folder, kept, found = tmp_path / "run", [], []
+    pack = chapters.pack_loop
+
+    def seen(loop):
+        kept.append(replace(loop.progress))
+        return pack(loop)
+
+    def stop(event):
+        if event["event"] == "epoch" and event["step"] > 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chapters, "pack_loop", seen)
+    with pytest.raises(KeyboardInterrupt):
+        fit(folder, on_event=stop)
+    monkeypatch.setattr(
+        pipeline, "train_lean", lambda session, loop, *_: found.append(loop.progress) or end_of_training()
+    )
+    resumed(folder)
+    remembered, progress = kept[-1], found[0]
+    assert remembered.pending is not None
+    assert torch.equal(*(each.pending.network.tensors["0.weight"] for each in (remembered, progress)))
+    names = [field.name for field in fields(progress) if field.name != "pending"]
+    assert {name: getattr(progress, name) for name in names} == {name: getattr(remembered, name) for name in names}
