@@ -125,8 +125,7 @@ class Tail:
             return ()
         target, after = self.worst()
         return (
-            f"The last part of the training rounded to INT8, since rounding afterwards would have cost too much: with "
-            f"every operator in INT8 {target.graph} lost {self.before.drop:.4f} of the metric on the validation data "
-            f"before (outputs off by {self.before.mean:.2g} of their norm in the mean) and {after.drop:.4f} "
-            f"({after.mean:.2g}) after it.",
+            "The last part of the training rounded to INT8, since rounding afterwards would have cost too much. With "
+            f"every operator in INT8, on the validation data: {self.before.words()} when it began, {after.words()} after it "
+            f"({target.graph}).",
         )

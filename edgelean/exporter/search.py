@@ -53,6 +53,8 @@ class Loss:
         One standard error of the drop: as many samples as have another winner may have gained or lost by it.
     worst, mean
         Relative L2 error of the outputs: of the worst sample, and in the mean. Infinite if an output is not finite.
+    metric
+        Of the file, near ties left out; None where there is no metric.
     """
 
     drop: float
@@ -60,6 +62,13 @@ class Loss:
     worst: float
     mean: float
     noise: float = 0.0
+    metric: float | None = None
+
+    def words(self) -> str:
+        """Return the metric of the file and of the FP32 file, or their distance where there is no metric."""
+        if self.metric is None:
+            return f"the outputs were off by {self.mean:.2g} of their norm"
+        return f"the metric was {self.metric:.4f} and in FP32 {self.metric + self.drop:.4f}"
 
     def share_of(self, allowed: Tolerances) -> float:
         """Return how much of the tightest tolerance is used up for certain; 1 is all of it."""
@@ -104,9 +113,10 @@ class Judge:
         found = np.nan_to_num(found)
         lost, settled = _lost(found, self._wanted, self.allowed.near_tie)
         metric = self._held_out.metric
-        drop = 0.0 if metric is None else metric(self._wanted) - metric(settled)
+        value = None if metric is None else metric(settled)
+        drop = 0.0 if metric is None or value is None else metric(self._wanted) - value
         noise = float(np.sqrt(lost.sum()) / len(lost))
-        return Loss(drop, float(lost.mean()), float(errors.max()), float(errors.mean()), noise)
+        return Loss(drop, float(lost.mean()), float(errors.max()), float(errors.mean()), noise, value)
 
     def holds(self, loss: Loss) -> bool:
         """Tell whether a loss leaves room in every tolerance."""
