@@ -16,7 +16,7 @@ from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.reading import Reading
 from edgelean.report.decisions import decisions
-from edgelean.report.front import TradeOff, front, nearest, seen
+from edgelean.report.front import front, nearest, seen
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
 from edgelean.report.model import EpochPoint, LayerWidth, Report, Side, Spectrum
 from edgelean.spectra import rows
@@ -70,7 +70,6 @@ def assemble(made: Materials) -> Report:
     widths = tuple(LayerWidth(name, size, axes[name].size if name in axes else 0) for name, size in full)
     states = any(axis.kind == "states" for axis in axes.values())
     job, delivery = made.job, made.delivery
-    points = seen(events)
     return Report(
         edgelean_version=edgelean.__version__,
         recipe=job.recipe.name,
@@ -108,17 +107,19 @@ def assemble(made: Materials) -> Report:
         commands=_commands(delivery),
         form=delivery.form,
         forms=delivery.forms,
-        decisions=decisions(events),
-        front=front(points),
-        nearest=_nearest(made, points),
+        **_reasons(made, events),
     )
 
 
-def _nearest(made: Materials, points: Sequence[TradeOff]) -> tuple[str, ...]:
-    """Return what would have been feasible, where a budget was not met."""
-    if all(verdict.outcome != "not met" for verdict in made.delivery.verdicts):
-        return ()
-    return nearest(points, made.loop.limits, made.job.profile.tolerance, made.job.recipe.metric_name())
+def _reasons(made: Materials, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return why what was cut, which trade-offs were seen, and what was feasible where a budget was not met."""
+    points, missed = seen(events), any(verdict.outcome == "not met" for verdict in made.delivery.verdicts)
+    asked = made.loop.limits, made.job.profile.tolerance, made.job.recipe.metric_name()
+    return {
+        "decisions": decisions(events),
+        "front": front(points),
+        "nearest": nearest(points, *asked) if missed else (),
+    }
 
 
 def _commands(delivery: Delivery) -> tuple[str, ...]:

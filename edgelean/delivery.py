@@ -139,10 +139,7 @@ def deliver(
         recording = recording_of(exported["sequence"]["fp32"])
         notes += (f"The model is exported {recording}",) if recording else ()
         reading = bench.read_files(exported["sequence"])
-        verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
-        if bench.profile.budgets.accuracy_loss is not None:
-            kept = _kept(loop, checks, full_size_metric)
-            verdicts = (*verdicts, judge_loss(bench.profile.budgets.accuracy_loss, kept))
+        verdicts = _judged(loop, reading, checks, full_size_metric)
         forms = () if steps is None else _compared(bench, steps, exported["step"], reading, checks)
         shipped = [file for file, *_ in told]
         facts = BundleFacts(
@@ -161,6 +158,17 @@ def deliver(
     files = check_bundle(folder)["files"]
     bundle = tuple(BundleFile(name, entry["bytes"], entry["sha256"]) for name, entry in files.items())
     return Delivery(reading, verdicts, checks, engine, bundle, notes, _chosen(forms), forms)
+
+
+def _judged(
+    loop: ClosedLoop, reading: Reading, checks: Sequence[ArtifactCheck], full_size_metric: float | None
+) -> tuple[Verdict, ...]:
+    """Return a verdict per budget: on what was read of the artifact, and on what is left of the metric."""
+    budgets = loop.bench.profile.budgets
+    verdicts = judge(budgets, reading, loop.limits, values_of(loop.full_size))
+    if budgets.accuracy_loss is None:
+        return verdicts
+    return (*verdicts, judge_loss(budgets.accuracy_loss, _kept(loop, checks, full_size_metric)))
 
 
 def _kept(loop: ClosedLoop, checks: Sequence[ArtifactCheck], full_size: float | None) -> Kept:
