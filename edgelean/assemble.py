@@ -17,7 +17,7 @@ from edgelean.profile import Profile
 from edgelean.reading import Reading
 from edgelean.report import write_report
 from edgelean.report.decisions import decisions
-from edgelean.report.front import TradeOff, front, nearest, seen
+from edgelean.report.front import front, nearest, seen
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
 from edgelean.report.model import EpochPoint, LawCost, LayerWidth, Report, Side, Spectrum
 from edgelean.spectra import rows
@@ -82,7 +82,6 @@ def assemble(made: Materials) -> Report:
     widths = tuple(LayerWidth(name, size, axes[name].size if name in axes else 0) for name, size in full)
     states = any(axis.kind == "states" for axis in axes.values())
     about, delivery = made.about, made.delivery
-    points = seen(events)
     return Report(
         edgelean_version=edgelean.__version__,
         recipe=about.name,
@@ -120,11 +119,20 @@ def assemble(made: Materials) -> Report:
         commands=_commands(delivery),
         form=delivery.form,
         forms=delivery.forms,
-        decisions=decisions(events),
-        front=front(points),
-        nearest=_nearest(made, points),
+        **_reasons(made, events),
         law=_law(made.stopwatch, spent_on(events, LEAN)),
     )
+
+
+def _reasons(made: Materials, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return why what was cut, which trade-offs were seen, and what was feasible where a budget was not met."""
+    points, missed = seen(events), any(verdict.outcome == "not met" for verdict in made.delivery.verdicts)
+    asked = made.loop.limits, made.about.profile.tolerance, made.about.metric_name
+    return {
+        "decisions": decisions(events),
+        "front": front(points),
+        "nearest": nearest(points, *asked) if missed else (),
+    }
 
 
 def _timing(made: Materials) -> dict[str, float]:
@@ -137,13 +145,6 @@ def _timing(made: Materials) -> dict[str, float]:
 def _choices(events: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     """Return when and why a precision was chosen, where the profile leaves that to the run."""
     return (f"At step {event['step']} {event['text']}." for event in events if event["event"] == "precision")
-
-
-def _nearest(made: Materials, points: Sequence[TradeOff]) -> tuple[str, ...]:
-    """Return what would have been feasible, where a budget was not met."""
-    if all(verdict.outcome != "not met" for verdict in made.delivery.verdicts):
-        return ()
-    return nearest(points, made.loop.limits, made.about.profile.tolerance, made.about.metric_name)
 
 
 def _law(stopwatch: Stopwatch, spent: Spent) -> LawCost | None:

@@ -153,10 +153,7 @@ def deliver(
         recording = recording_of(sound)
         notes += (*((f"The model is exported {recording}",) if recording else ()), *fallen)
         reading = bench.read_files(_by_precision(loop, exported["sequence"]))
-        verdicts = judge(bench.profile.budgets, reading, loop.limits, values_of(loop.full_size))
-        if bench.profile.budgets.accuracy_loss is not None:
-            kept = _kept(loop, checks, full_size_metric)
-            verdicts = (*verdicts, judge_loss(bench.profile.budgets.accuracy_loss, kept))
+        verdicts = _judged(loop, reading, checks, full_size_metric)
         forms = () if steps is None else _compared(bench, steps, _by_precision(loop, exported["step"]), reading, checks)
         facts = BundleFacts(
             title=label.title,
@@ -217,6 +214,17 @@ def _settled(
     asked = {load_target(name).graph for name in bench.profile.targets}
     kept = [(file, check) for file, check in checked if check.passed or check.file in asked]
     return kept, (f"{chosen.graph} failed its check, so the verdicts are on {left} and not on {chosen.precision}.",)
+
+
+def _judged(
+    loop: ClosedLoop, reading: Reading, checks: Sequence[ArtifactCheck], full_size_metric: float | None
+) -> tuple[Verdict, ...]:
+    """Return a verdict per budget: on what was read of the artifact, and on what is left of the metric."""
+    budgets = loop.bench.profile.budgets
+    verdicts = judge(budgets, reading, loop.limits, values_of(loop.full_size))
+    if budgets.accuracy_loss is None:
+        return verdicts
+    return (*verdicts, judge_loss(budgets.accuracy_loss, _kept(loop, checks, full_size_metric)))
 
 
 def _kept(loop: ClosedLoop, checks: Sequence[ArtifactCheck], full_size: float | None) -> Kept:
