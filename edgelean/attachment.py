@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from edgelean.bench import Bench
 from edgelean.board import load_board
-from edgelean.delivery import Delivery, deliver, evidence
+from edgelean.delivery import Delivery, Label, deliver, evidence
 from edgelean.errors import InputError
-from edgelean.label import Label, plan_hash
 from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile, load_profile
 from edgelean.shrink.followers import Follower, counterpart
@@ -80,8 +79,7 @@ class Attached:
         self._loop.close()
         bench = self._loop.bench
         size = bench.profile.batch
-        origin = {"profile": bench.profile.name, "board": bench.profile.board, "plan": plan_hash(self.events)}
-        label = Label(f"{name} for {bench.profile.name}", (), origin=origin)
+        label = Label(f"{name} for {bench.profile.name}", ())
 
         def delivered() -> Delivery:
             pairs = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)

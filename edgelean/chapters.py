@@ -79,7 +79,7 @@ def train_lean(session: Session, loop: ClosedLoop, run: Run, stopwatch: Stopwatc
     else:
         keep(0, 0)
         loop.record_beginning()
-    with stopwatch.phase("training"), _energy_of(LEAN, run, session.recipe.epochs - first):
+    with stopwatch.phase("training"), _energy_of(LEAN, run):
         train(session, lambda step, loss: loop.after_step(step), after_epoch, first)
     loop.close()
 
@@ -109,17 +109,14 @@ def train_full_size(recipe: Recipe, seed: int, device: torch.device, run: Run, s
         save(folder, f"{epoch:06}", pack(session, step, epoch))
 
     first = unpack(load_newest(folder), session).epochs if folder.exists() else 0
-    with stopwatch.phase("full-size training"), _energy_of(FULL_SIZE, run, recipe.epochs - first):
+    with stopwatch.phase("full-size training"), _energy_of(FULL_SIZE, run):
         train(session, lambda step, loss: None, after_epoch, first)
     return Twin(session, evaluate(session, session.loaders.test))
 
 
 @contextmanager
-def _energy_of(chapter: str, run: Run, epochs: int) -> Iterator[None]:
-    """Record what the rest of a training uses; also when it is interrupted, so that a resumed run adds up."""
-    if epochs == 0:  # it is exported once more, and looking at the sensors alone would count as training
-        yield
-        return
+def _energy_of(chapter: str, run: Run) -> Iterator[None]:
+    """Record what a training uses; also when it is interrupted, so that a resumed run adds up."""
     watch = TrainingEnergy()
     watch.start()
     try:

@@ -28,7 +28,7 @@ from edgelean.exporter.steps import Form, Steps, export_steps, find_steps, step_
 from edgelean.exporter.targets import ExportTarget, load_target
 from edgelean.exporter.tensorrt import EngineNote, build_engine, side_car
 from edgelean.judging import judge, values_of
-from edgelean.label import Label
+from edgelean.label import Label as Label
 from edgelean.loop import ClosedLoop
 from edgelean.reading import Reading
 from edgelean.recipe import Metric
@@ -115,7 +115,7 @@ def deliver(loop: ClosedLoop, evidence: Evidence, label: Label, folder: Path, st
         The bundle's place.
     """
     bench = loop.bench
-    evidence = replace(evidence, largest=bench.profile.batch)
+    evidence, label = replace(evidence, largest=bench.profile.batch), label.of(bench.profile)
     targets = [load_target(name) for name in bench.profile.targets]
     with tempfile.TemporaryDirectory() as scratch:
         with stopwatch.phase("exporting"):

@@ -60,6 +60,10 @@ class Evidence:
     others: tuple[Evidence, ...] = ()
     largest: int = 1
 
+    def metric_of_model(self) -> float:
+        """Return the task metric of the trained model."""
+        return float(self.metric(self.outputs, self.targets))
+
 
 def bounded(evidence: Evidence) -> Evidence:
     """Return the evidence on as many sequences as a step form can be run over in a short time, many at once.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import edgelean
 from edgelean.job import Job
+from edgelean.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Label:
     evidence: int = 256
     origin: Mapping[str, str] = field(default_factory=dict)
 
+    def of(self, profile: Profile) -> Label:
+        """Return the label with profile and board in its origin, also where the caller's own loop trained the model."""
+        return replace(self, origin={"profile": profile.name, "board": profile.board, **self.origin})
+
     def metadata(self) -> dict[str, str]:
         """Return the ``metadata_props`` of every ONNX file."""
         told = {"edgelean.version": edgelean.__version__, "edgelean.title": self.title}
@@ -56,13 +61,7 @@ def label_of(job: Job, events: Iterable[Mapping[str, Any]]) -> Label:
         Of the run; its cuts are the plan.
     """
     recipe = job.recipe
-    origin = {
-        "recipe": recipe.name,
-        "profile": job.profile.name,
-        "board": job.board.name,
-        "seed": str(job.seed),
-        "plan": plan_hash(events),
-    }
+    origin = {"recipe": recipe.name, "seed": str(job.seed), "plan": plan_hash(events)}
     preparation = None if recipe.preparation is None else recipe.preparation.to_json()
     return Label(f"{recipe.name} for {job.profile.name}", recipe.labels, preparation, recipe.evidence, origin)
 

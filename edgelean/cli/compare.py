@@ -16,7 +16,7 @@ def compare(
     """Compare runs on one board; those whose figures were taken under different conditions are refused."""
     from edgelean.cli.tables import print_json, print_table
     from edgelean.report import compare as comparing
-    from edgelean.report import read_report, write_text
+    from edgelean.report import read_report
     from edgelean.training.run import Run
 
     def contender(folder: Path) -> comparing.Contender:
@@ -27,7 +27,7 @@ def compare(
     if html is not None:
         from edgelean.report.pareto import render_comparison
 
-        write_text(html, render_comparison(found))
+        html.write_text(render_comparison(found), encoding="utf-8")
     if as_json:
         print_json(found.to_json())
         return

@@ -14,7 +14,7 @@ HTML_NAME = "report.html"
 
 def write_report(report: Report, run: Path) -> None:
     """Write report.json and report.html into the folder ``run``; a reader never sees half a file."""
-    write_text(run / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    _write(run / JSON_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_html(report, run)
 
 
@@ -22,7 +22,7 @@ def write_html(report: Report, run: Path) -> None:
     """Write report.html into the folder ``run``."""
     from edgelean.report.html import render
 
-    write_text(run / HTML_NAME, render(report))
+    _write(run / HTML_NAME, render(report))
 
 
 def read_report(run: Path) -> Report:
@@ -52,8 +52,7 @@ def read_report(run: Path) -> Report:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader never sees half of it."""
+def _write(path: Path, text: str) -> None:
     unfinished = path.with_suffix(path.suffix + ".part")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
