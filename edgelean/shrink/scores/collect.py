@@ -35,13 +35,23 @@ SEQUENCES = 32
 
 @dataclass(frozen=True)
 class Moments:
-    """What one tensor that a layer reads looks like: moments per feature, and of pairs, over so many positions."""
+    """What one tensor that a layer reads looks like: moments per feature, and rows whose products are those of pairs.
+
+    Attributes
+    ----------
+    some, means
+        At some positions, ``[positions, features]``, and over each sample, ``[samples, features]``.
+    """
 
     mean: Tensor
     square: Tensor
-    second: Tensor | None
-    between: Tensor
-    positions: int
+    some: Tensor
+    means: Tensor
+
+    @property
+    def wide(self) -> bool:
+        """Whether there are too many pairs of features."""
+        return self.some.shape[1] > WIDEST_SECOND
 
 
 @dataclass
@@ -133,10 +143,12 @@ class Scores:
             flow.size = torch.tensor(samples.shape[2:] if layout(module)[0] else samples.shape[1:-1], dtype=torch.int64)
             flow.blend("mean", moments.mean)
             flow.blend("square", moments.square)
-            flow.blend("between", moments.between)
-            if moments.second is not None:
-                flow.blend("second", moments.second)
-            flow.count(moments.positions)
+            if moments.wide:
+                flow.blend("between", moments.means.square().mean(0))
+            else:
+                flow.blend_pairs("between", moments.means, moments.means, 1 / len(moments.means))
+                flow.blend_pairs("second", moments.some, moments.some, 1 / len(moments.some))
+            flow.count(len(moments.some))
             # A view of its own, so that the gradient is what flows through this reader and no other.
             own = x.view_as(x)
             _on_gradient(own, lambda gradient: self._felt(flow, module, gradient))
@@ -169,8 +181,10 @@ class Scores:
             return  # a gradient that overflowed: the training leaves this step out, too
         flow.blend("fisher", self._sight.summed(energy(module, gradient.detach())))
         if not isinstance(module, StateSpace):
-            wide = total.shape[1] > WIDEST_SECOND
-            flow.blend("summed", self._sight.summed(total.square()) if wide else self._sight.coupled(total))
+            if total.shape[1] > WIDEST_SECOND:
+                flow.blend("summed", self._sight.summed(total.square()))
+            else:
+                flow.blend_pairs("summed", total, self._sight.weighted(total))
 
     def _moments(self, module: nn.Module, x: Tensor) -> Moments:
         """Return moments of what a layer reads; layers that read the same tensor share them."""
@@ -179,13 +193,8 @@ class Scores:
             known: Moments = self._last[2]
             return known
         some = some_positions(module, x.detach()).float()
-        positions, features = some.shape
-        means = per_sample(module, x.detach()) * (features / x[0].numel())
-        if features > WIDEST_SECOND:
-            found = Moments(some.mean(0), some.square().mean(0), None, means.square().mean(0), positions)
-        else:
-            second, between = some.T @ some / positions, means.T @ means / len(means)
-            found = Moments(some.mean(0), second.diagonal(), second, between, positions)
+        means = per_sample(module, x.detach()) * (some.shape[1] / x[0].numel())
+        found = Moments(some.mean(0), some.square().mean(0), some, means)
         self._last = (weakref.ref(x), key, found)
         return found
 

@@ -95,6 +95,24 @@ class Flow:
         known = old is not None and old.shape == fresh.shape
         setattr(self, name, torch.lerp(fresh, old, FORGETTING) if known else fresh.clone())
 
+    def blend_pairs(self, name: str, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+        """Take the products of pairs of features into one of the moments, in the precision of the rows.
+
+        There are many pairs, so that product, sum and blending are one pass over them.
+
+        Parameters
+        ----------
+        left, right
+            ``[rows, features]``; the products are summed over the rows.
+        scale
+            What the sum is multiplied with.
+        """
+        old, features = getattr(self, name), left.shape[1]
+        known = old is not None and old.shape == (features, features)
+        past, share = (old, FORGETTING) if known else (left.new_zeros(features, features), 0.0)
+        with torch.autocast(left.device.type, enabled=False):
+            setattr(self, name, torch.addmm(past, left.T, right, beta=share, alpha=(1 - share) * scale))
+
     def count(self, positions: int) -> None:
         """Take note of how many positions the last observation had."""
         if self.doubt is None:

@@ -50,9 +50,9 @@ class Sight:
         """Return the Fisher information from squared gradients per sample and feature, ``[samples, features]``."""
         return self._each(energy) @ energy
 
-    def coupled(self, gradients: Tensor) -> Tensor:
-        """Return it in pairs of features from gradients per sample, ``[samples, features]``."""
-        return gradients.T @ (self._each(gradients)[:, None] * gradients)
+    def weighted(self, gradients: Tensor) -> Tensor:
+        """Return gradients per sample, ``[samples, features]``, whose products with themselves add up to it."""
+        return self._each(gradients)[:, None] * gradients
 
     def _each(self, like: Tensor) -> Tensor:
         if self.weights is None or len(self.weights) != len(like):
