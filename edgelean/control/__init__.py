@@ -3,21 +3,25 @@
 from edgelean.control.allocator import Allocation, Choice, allocate, reachable
 from edgelean.control.controller import (
     UNITS,
-    ControllerState,
     Demand,
-    Observed,
-    Settings,
+    after_cut,
     all_met,
     due,
+    enough,
+    enough_after_cut,
+    exhausted,
     gate_open,
     init,
     postponed,
     rolled_back,
     step,
 )
+from edgelean.control.ending import Ending, endings
 from edgelean.control.guard import Guard, recovered
 from edgelean.control.plant import Plant, cost_for, deviation, identify, new_plant, output
+from edgelean.control.readings import Observed, pooled
 from edgelean.control.settled import agreement, rank_correlation
+from edgelean.control.state import ControllerState, Settings
 from edgelean.control.track import Standing, Track
 
 __all__ = [
@@ -26,23 +30,30 @@ __all__ = [
     "Choice",
     "ControllerState",
     "Demand",
+    "Ending",
     "Guard",
     "Observed",
     "Plant",
     "Settings",
     "Standing",
     "Track",
+    "after_cut",
     "agreement",
     "all_met",
     "allocate",
     "cost_for",
     "deviation",
     "due",
+    "endings",
+    "enough",
+    "enough_after_cut",
+    "exhausted",
     "gate_open",
     "identify",
     "init",
     "new_plant",
     "output",
+    "pooled",
     "postponed",
     "rank_correlation",
     "reachable",
