@@ -139,6 +139,7 @@ _LINES: Mapping[str, Callable[[Event], str]] = {
     "wait": lambda event: str(event["reason"]),
     "note": lambda event: str(event["text"]),
     "checkpoint": lambda event: str(event["path"]),
+    "ending": lambda event: f"{event['quantity']} {event['standing']}: {event['reason']}",
     "verdict": _verdict_line,
     "end": _end_line,
 }

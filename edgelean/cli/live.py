@@ -216,6 +216,7 @@ _CHANGES: Mapping[str, Callable[[Scene, Event], dict[str, Any]]] = {
     "rollback": _on_rollback,
     "verdict": _on_verdict,
     "wait": lambda _, event: {"news": f"waiting: {event['reason']}"},
+    "ending": lambda _, event: {"news": f"{event['quantity']} {event['standing']}: {event['reason']}"},
     "note": lambda _, event: {"news": event["text"]},
     "checkpoint": lambda _, event: {"news": f"checkpoint: {event['path']}"},
     "end": lambda _, event: {"news": f"ended after {numbers.duration(event['seconds'])}"},

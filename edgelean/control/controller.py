@@ -257,6 +257,11 @@ def all_met(demand: Demand) -> bool:
     return all(standing is Standing.MET for standing in demand.standings.values())
 
 
+def all_landed(state: ControllerState) -> bool:
+    """Tell whether every budget is met as far as is known, and only watched."""
+    return all(track.standing is Standing.MET for track in state.tracks.values())
+
+
 def postponed(state: ControllerState, step: int) -> ControllerState:
     """Return the state with its next event a quarter of the spacing later: what has to be judged is not clear yet."""
     return replace(state, due_at=step + _quarter(state.pace))
