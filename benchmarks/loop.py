@@ -19,13 +19,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.loop_parts.draw import EVERYTHING, chain, staircase
 from benchmarks.loop_parts.gap import Gap, bounded, exhaustive, summary
 from edgelean.profile import ControlSettings
-from edgelean.testing.plants import Chain, Staircase, Weather, simulate, used
+from edgelean.testing.plants import Simulated, Weather, simulate, used
+
+S = TypeVar("S")
 
 PLANTS, QUICK_PLANTS = 10_000, 2_000
 CHAINS, QUICK_CHAINS = 600, 120
@@ -87,11 +90,8 @@ def run_chain(seed: int) -> Run:
     return _run(seed, plant, weather)
 
 
-def _run(seed: int, plant: Staircase | Chain, weather: Weather) -> Run:
-    if isinstance(plant, Staircase):
-        least, out = used(plant, plant.smallest), simulate(plant, weather, ControlSettings(), seed)
-    else:
-        least, out = used(plant, plant.smallest), simulate(plant, weather, ControlSettings(), seed)
+def _run(seed: int, plant: Simulated[S], weather: Weather) -> Run:
+    least, out = used(plant, plant.smallest), simulate(plant, weather, ControlSettings(), seed)
     return Run(
         seed,
         weather,
@@ -147,7 +147,7 @@ HEAD = "plants                n  believed   truly   wrong    landed  median cuts
 
 
 def _share(runs: Sequence[Run], key: str) -> float:
-    return sum(getattr(run, key) for run in runs) / len(runs)
+    return float(sum(getattr(run, key) for run in runs) / len(runs))
 
 
 @dataclass(frozen=True)

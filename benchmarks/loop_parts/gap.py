@@ -43,11 +43,12 @@ def exhaustive(seed: int, share: float, *, both: bool) -> Gap:
         _prices(choice).reshape([-1 if axis == other else 1 for other in range(len(choices))])
         for axis, choice in enumerate(choices)
     )
-    widths = [np.float64(4), *grid, np.float64(10)]
+    widths: list[Array] = [np.array(4.0), *grid, np.array(10.0)]
     holds = np.ones(grid[0].shape, dtype=bool)
     for name, target in targets.items():
-        pairs = zip(plant.work[name], pairwise(widths), strict=True)
-        cost = sum((work * (np.multiply(a, b) / 4096 + 0.05) for work, (a, b) in pairs), np.zeros(()))
+        cost: Array = np.zeros(())
+        for work, (a, b) in zip(plant.work[name], pairwise(widths), strict=True):
+            cost = cost + work * (a * b / 4096 + 0.05)
         holds &= cost <= target * (1 + 1e-9)
     return Gap(found.nats, float(np.where(holds, nats, math.inf).min()))
 
