@@ -163,7 +163,9 @@ def step(observations: Mapping[str, Observed], step: int, state: ControllerState
     if state.cut_at is not None:
         state = replace(state, cut_at=None, delay=max(state.delay, step - state.cut_at))
         if step < state.ready_at:
-            tracks = {name: arrived(state.tracks[name], one) for name, one in seen.items()}
+            # Readings of a storm that began while others were waited for are not what the new structure takes.
+            look = watch if _stormy(state.tracks) else arrived
+            tracks = {name: look(state.tracks[name], one) for name, one in seen.items()}
             later = replace(_soon(state, step, tracks), due_at=max(state.ready_at, step + _quarter(state.pace)))
             return _held(seen, tracks, "the first readings of the new structure"), later
     tracks = {name: watch(state.tracks[name], one) for name, one in seen.items()}

@@ -11,6 +11,9 @@ from edgelean.control.readings import CONFIDENCE
 from edgelean.control.state import ControllerState
 from edgelean.control.track import PROVEN, REPEATED, Standing, Track
 
+TOLERANCE = 1e-6
+"""Relative: a model whose cost is this close to the smallest one is the smallest."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -59,7 +62,7 @@ def _ending(track: Track, state: ControllerState, least: float | None) -> Ending
     if track.standing is Standing.MET:
         return Ending(Standing.MET, True, "the readings are surely within the budget")
     over = f"{100 * (track.value / track.limit - 1):+.1f} % give or take {100 * track.half / track.limit:.1f}"
-    if state.exhausted:
+    if state.exhausted or (least is not None and track.plant.cost * track.plant.cost_scale <= least * (1 + TOLERANCE)):
         standing = Standing.NOT_MET if track.value > track.limit else Standing.UNDECIDED
         return Ending(standing, False, f"nothing is left to cut that saves anything: {over} of the budget away from it")
     if track.value > track.limit and least is not None and out_of_reach(track, least):
