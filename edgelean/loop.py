@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,7 +142,10 @@ class ClosedLoop:
             self._observing.enter_context(eagerly(self.model))
 
     def close(self) -> None:
-        """Take the hooks off the model; the training is over."""
+        """Record where the budgets stand, and why, and take the hooks off the model; the training is over."""
+        least = self.bench.cost({name: axis.least(self._floor) for name, axis in self.bench.anatomy.axes.items()})
+        for name, ending in control.endings(self.progress.controller, least).items():
+            self.record("ending", self.around.steps, quantity=name, **vars(ending))
         self._observing.close()
         self.scores.release()
         self.recent.release()
@@ -174,11 +178,11 @@ class ClosedLoop:
     def _event(self, step: int) -> None:
         if len(self.bench.profile.precisions) > 1 and self.progress.precision is None:
             self._choose_precision(step)
-        metric = self.validated()
-        if (metric is None and self.around.validate is not None) or self._recovering(step, metric):
+        watched = control.all_landed(self.progress.controller) and self.progress.pending is None
+        metric = None if watched else self.validated()
+        unknown = metric is None and self.around.validate is not None and not watched
+        if unknown or self._recovering(step, metric):
             return
-        if self._uncertain():
-            self._read_again(step)
         demand = self._demand(step)
         if control.all_met(demand) and not self.progress.confirmed and not self._beyond_doubt():
             # The budgets are judged on the artifact: if that misses, the loop goes on.
@@ -187,16 +191,26 @@ class ClosedLoop:
             demand = self._demand(step)
         self.record("demand", step, metric=metric, **control.told(demand, self._observed(), self.progress.controller))
         if demand.fraction > 0:
-            self._cut(step, demand, metric)
+            self._cut(step, demand, self.validated() if watched else metric)
         elif control.all_met(demand):
-            over = any(
-                seen.measured > self.limits[name] for name, seen in self._observed().items() if name in self.limits
-            )
-            self.progress.done = not (self._uncertain() and (over or step < self.progress.controller.pace.ends))
+            # What is measured may still drift: it is watched, and judged anew at the last event.
+            self.progress.done = not self._uncertain()
 
     def _demand(self, step: int) -> control.Demand:
-        demand, self.progress.controller = control.step(self._observed(), step, self.progress.controller)
+        state = self.progress.controller
+        if self._uncertain():
+            self._read_again(step)
+        seen = self._until(partial(control.enough, step=step, state=state), step)
+        demand, self.progress.controller = control.step(control.pooled(seen), step, state)
         return demand
+
+    def _until(self, enough: Callable[[Sequence[dict[str, control.Observed]]], bool], step: int) -> list[Any]:
+        """Return the last reading, and as many more of the same structure as it takes to decide."""
+        seen = [self._observed()]
+        while not enough(seen):
+            self._read_again(step)
+            seen.append(self._observed())
+        return seen
 
     def _observed(self) -> dict[str, control.Observed]:
         return self.bench.observed(self.progress.reading)
@@ -209,6 +223,8 @@ class ClosedLoop:
         plan = Plan.from_json(self.ranks.same(mine.to_json()))
         if not plan.cuts:
             self.record("wait", step, reason="no step of any axis makes the model faster on this target")
+            if choices:
+                self.progress.controller = control.exhausted(self.progress.controller)
             return
         self._keep_spectra([choice.axis for choice in choices])
         turns = {name: each.turns for name, each in turned.items() if name in order}
@@ -234,6 +250,8 @@ class ClosedLoop:
         self.progress.reading = self._read()
         self._record_cut(step, plan, operation, metric, **why)
         self.record_reading(step)
+        first = self._until(partial(control.enough_after_cut, state=self.progress.controller), step)
+        self.progress.controller = control.after_cut(control.pooled(first), step, self.progress.controller)
 
     def _record_cut(self, step: int, plan: Plan, operation: Operation, metric: float | None, **why: Any) -> None:
         if operation.hankel:
@@ -361,7 +379,7 @@ class ClosedLoop:
 
     def _uncertain(self) -> bool:
         """Tell whether another reading of the same structure may give another figure."""
-        return _measured(self.progress.reading)
+        return any(seen.spread > 0 for seen in self._observed().values())
 
     def _beyond_doubt(self) -> bool:
         """Tell whether the artifact meets the budgets for sure: what it costs and what its trace does are too alike."""

@@ -1,258 +1,192 @@
 """The controller and the allocator against simulated plants that are not as the cost model says."""
 
-import json
 import math
 import random
-from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edgelean.control import (
-    Choice,
-    ControllerState,
-    Observed,
-    all_met,
-    allocate,
-    due,
-    init,
-    reachable,
-    rolled_back,
-    step,
-)
+from edgelean.control import Standing, reachable
 from edgelean.profile import ControlSettings
+from edgelean.testing.plants import STEPS, Chain, Spell, Staircase, Weather, simulate, used
 
-AXES, STEP, STEPS = 8, 8, 1000
 SETTINGS = ControlSettings()
+CALM = Weather()
 
 
-@dataclass(frozen=True)
-class World:
-    """A chain of convolutions whose true latency and energy differ from the predicted ones.
-
-    `lie`: the cost of each layer is wrong by a factor of its own, up to this. `offset`: share of the full-size output
-    that no cut reduces. `noise`: of a reading, as a share. `drift`: rise of the output over the first quarter.
-    """
-
-    seed: int
-    share: float
-    noise: float = 0.0
-    lie: float = 1.0
-    offset: float = 0.1
-    drift: float = 0.0
-    gain: float = 1.0
-    quantities: tuple[str, ...] = ("latency", "energy")
-    sizes: tuple[int, ...] = field(init=False)
-    work: dict = field(init=False)
-    true: dict = field(init=False)
-    prices: tuple[tuple[float, ...], ...] = field(init=False)
-
-    def __post_init__(self):
-        rng = random.Random(self.seed)
-        layers = range(AXES + 1)
-        set_field = object.__setattr__
-        set_field(self, "sizes", tuple(STEP * rng.randint(4, 16) for _ in range(AXES)))
-        set_field(self, "work", {name: [rng.lognormvariate(0, 0.5) for _ in layers] for name in self.quantities})
-        wrong = {name: [self.lie ** rng.uniform(-1, 1) for _ in layers] for name in self.quantities}
-        set_field(self, "true", {n: [a * b for a, b in zip(self.work[n], wrong[n], strict=True)] for n in self.work})
-        scores = [sorted(rng.lognormvariate(0, 1.5) for _ in range(size)) for size in self.sizes]
-        set_field(self, "prices", tuple((0.0, *accumulate(each)) for each in scores))
-
-    @property
-    def whole(self):
-        return {f"a{i}": size for i, size in enumerate(self.sizes)}
-
-    @property
-    def limits(self):
-        return {name: self.share * self.output(name, self.whole, STEPS) for name in self.quantities}
-
-    def cost(self, keep):
-        return {name: _total(work, keep) for name, work in self.work.items()}
-
-    def output(self, name, keep, when):
-        part = _total(self.true[name], keep) / _total(self.true[name], self.whole)
-        return self.gain * (part * (1 - self.offset) + self.offset) * (1 + self.drift * min(1, 4 * when / STEPS))
-
-    def used(self, keep):
-        """Return the true output of the worst quantity as a share of its budget."""
-        return max(self.output(name, keep, STEPS) / limit for name, limit in self.limits.items())
-
-    def choices(self, keep):
-        found = []
-        for (axis, size), prices in zip(self.whole.items(), self.prices, strict=True):
-            gone = size - keep[axis]
-            found.append(Choice(axis, keep[axis], STEP, STEP, tuple(price - prices[gone] for price in prices[gone:])))
-        return found
-
-    def smallest(self):
-        return {choice.axis: choice.levels[-1] for choice in self.choices(self.whole)}
-
-    def read(self, keep, when, rng):
-        costs, seen = self.cost(keep), {}
-        for name in self.quantities:
-            value = self.output(name, keep, when) * max(0.2, 1 + rng.gauss(0, self.noise))
-            half = 1.96 * self.noise * value
-            seen[name] = Observed(value, value - half, value + half, costs[name])
-        return seen
+def run(plant, weather=CALM, **others):
+    return simulate(plant, weather, SETTINGS, seed=getattr(plant, "seed", 0) + 1, **others)
 
 
-def _total(work, keep):
-    widths = [4, *(keep[f"a{i}"] for i in range(AXES)), 10]
-    return sum(each * (a * b / 4096 + 0.05) for each, (a, b) in zip(work, pairwise(widths), strict=True))
-
-
-@dataclass
-class Outcome:
-    """How a run ended, and what happened on the way."""
-
-    used: float
-    met: bool
-    cuts: int = 0
-    cuts_after_met: int = 0
-    cuts_within_budget: int = 0
-    feasible: bool = True
-    given_up: bool = False
-
-
-def run(world, accepts=lambda before, after: True):
-    """Run a training of `STEPS` steps; a cut that is not accepted is rolled back before the next event."""
-    rng = random.Random(world.seed + 1)
-    keep, out = world.whole, Outcome(math.inf, met=False)
-    state = init(SETTINGS, world.limits, world.read(keep, 0, rng), STEPS)
-    ever_met = False
-    for when in range(STEPS):
-        if not due(when, state):
-            continue
-        state = ControllerState.from_json(json.loads(json.dumps(state.to_json())))
-        demand, state = step(world.read(keep, when, rng), when, state)
-        out.met = all_met(demand)
-        ever_met |= out.met
-        if demand.fraction == 0:
-            continue
-        allocation = allocate(world.choices(keep), world.cost, demand.targets)
-        out.feasible = allocation.feasible
-        if not accepts(keep, allocation.keep):
-            state = rolled_back(state, when)
-        elif allocation.keep != keep:
-            out.cuts += 1
-            out.cuts_after_met += ever_met
-            out.cuts_within_budget += world.used(keep) <= 1
-            keep = dict(allocation.keep)
-    out.used, out.given_up = world.used(keep), state.given_up
-    return out
-
-
-def worlds(number, **fixed):
-    """Return plants with gains, offsets, drifts and budgets of all kinds."""
+def chains(number, **fixed):
+    """Return plants with gains, offsets and budgets of all kinds."""
     for seed in range(number):
         rng = random.Random(seed)
-        yield World(
+        yield Chain(
             seed,
-            share=rng.choice([0.3, 0.5, 0.7]),
-            offset=rng.uniform(0, 0.2),
-            gain=math.exp(rng.uniform(math.log(0.3), math.log(3))),
-            quantities=("latency", "energy") if seed % 2 else ("latency",),
-            **{"drift": 0.03 * rng.random(), **fixed},
+            **{
+                "share": rng.choice([0.3, 0.5, 0.7]),
+                "offset": rng.uniform(0, 0.2),
+                "gain": math.exp(rng.uniform(math.log(0.3), math.log(3))),
+                "quantities": ("latency", "energy") if seed % 2 else ("latency",),
+                **fixed,
+            },
         )
+
+
+def line(levels=100, share=0.5, floor=0.03):
+    """Return a plant of one axis whose cost model is right."""
+    costs = tuple(1 - (1 - floor) * i / levels for i in range(levels + 1))
+    return Staircase(costs, costs, share)
+
+
+def on_budget(out, least=0.93):
+    return out.met and out.used <= 1 and (out.used >= least or out.used + out.step > 0.97)
 
 
 @pytest.mark.parametrize("lie", [1.0, 3.0])
 def test_without_noise_every_plant_lands_on_its_budget_from_above(lie):
-    for world in worlds(30, lie=lie, drift=0.0):
-        out = run(world)
-        assert out.met, world
-        assert 0.85 <= out.used <= 1.0, world
-        assert out.cuts <= 10, world
-        assert out.cuts_after_met == out.cuts_within_budget == 0, world
+    for plant in chains(12, lie=lie):
+        out = run(plant)
+        assert on_budget(out), plant
+        assert out.cuts <= 12, plant
+        assert out.cuts_after_met == out.cuts_within == 0, plant
 
 
-@pytest.mark.parametrize(("noise", "lie", "least", "most"), [(0.02, 1.0, 0.9, 1.01), (0.02, 3.0, 0.85, 1.01)])
-def test_with_a_little_noise_and_drift_every_plant_lands_on_its_budget(noise, lie, least, most):
-    for world in worlds(30, noise=noise, lie=lie):
-        out = run(world)
-        assert out.met, world
-        assert least <= out.used <= most, world
-        assert out.cuts <= 10, world
-        assert out.cuts_after_met == 0, world
+@pytest.mark.parametrize("lie", [1.0, 3.0])
+def test_with_noise_and_drift_every_plant_lands_on_its_budget(lie):
+    for plant in chains(12, lie=lie):
+        out = run(plant, Weather(noise=0.03, drift=0.03))
+        assert on_budget(out, least=0.92), plant
+        assert out.cuts <= 13, plant
+        assert out.cuts_after_met == 0, plant
 
 
 # Derandomised: what noise may do has no sharp bound, and a suite must not fail by chance.
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     share=st.floats(0.3, 0.95),
-    noise=st.floats(0, 0.02),
+    noise=st.floats(0, 0.03),
     lie=st.floats(1, 3),
     offset=st.floats(0, 0.3),
     drift=st.floats(0, 0.05),
     gain=st.floats(0.3, 3),
 )
-def test_plants_of_every_kind_land_on_their_budget(seed, **kind):
-    world = World(seed, **kind)
-    assume(world.used(world.smallest()) < 0.95)
-    out = run(world)
+def test_plants_of_every_kind_land_on_their_budget(seed, share, noise, lie, offset, drift, gain):
+    plant = Chain(seed, share=share, lie=lie, offset=offset, gain=gain)
+    assume(used(plant, plant.smallest) < 0.95)
+    out = run(plant, Weather(noise=noise, drift=drift if noise else 0.0))
     assert out.met
-    assert 0.85 <= out.used <= 1.01
-    assert out.cuts <= 10
-    assert out.cuts_after_met <= 1
+    assert 0.9 <= out.used <= 1.01 or out.used + out.step > 0.97
+    assert out.cuts <= 14
+    assert out.cuts_after_met == 0
 
 
-@pytest.mark.parametrize("lie", [1.0, 3.0])
-def test_with_much_noise_nearly_all_plants_land_near_their_budget(lie):
-    outcomes = [run(world) for world in worlds(30, noise=0.1, lie=lie)]
-    assert sum(out.met for out in outcomes) >= 28
-    assert sum(0.8 <= out.used <= 1.05 for out in outcomes) >= 28
-    assert sum(out.cuts_after_met > 0 for out in outcomes) <= 1
-    assert sorted(out.cuts for out in outcomes)[15] <= 8
+def test_with_much_noise_nearly_all_plants_land_on_their_budget():
+    outcomes = [run(plant, Weather(noise=0.1)) for plant in chains(15, lie=3.0)]
+    assert sum(on_budget(out) for out in outcomes) >= 14
+    assert all(out.used <= 1.02 for out in outcomes)
+    assert sum(out.cuts_after_met for out in outcomes) == 0
+
+
+@pytest.mark.parametrize("begins", [0.02, 0.1, 0.2, 0.3, 0.4, 0.6])
+def test_a_spell_of_throttling_is_not_cut_for(begins):
+    spell = Spell(begins, begins + 0.1, 1.4)
+    out = run(line(), Weather(noise=0.01, spells=(spell,)))
+    cut_in_it = [
+        event.step for event in out.events if event.cut and spell.begins * STEPS <= event.step < spell.ends * STEPS
+    ]
+    assert on_budget(out)
+    # Only a spell that begins with the first reading looks like the board itself.
+    assert not cut_in_it
+
+
+def test_throttling_that_stays_is_believed_and_cut_for():
+    out = run(line(), Weather(noise=0.01, spells=(Spell(0.2, 1.0, 1.3),)))
+    assert out.met
+    assert 0.93 <= 1.3 * out.used <= 1.0
+
+
+def test_a_board_that_warms_up_late_is_within_its_budget_in_the_end():
+    for seed in range(10):
+        out = simulate(line(), Weather(noise=0.01, drift=0.04, warming=0.3), SETTINGS, seed)
+        assert on_budget(out)
+
+
+@pytest.mark.parametrize("lag", [14, 30, 56, 84])
+def test_readings_that_lag_are_waited_for(lag):
+    out = run(line(share=0.4), Weather(noise=0.01, lag=lag))
+    cuts = [event.step for event in out.events if event.cut]
+    assert on_budget(out)
+    assert all(later - earlier >= lag for earlier, later in pairwise(cuts))
+
+
+def test_a_board_whose_intervals_are_too_narrow_by_half_lands_all_the_same():
+    outcomes = [simulate(line(), Weather(noise=0.05, honesty=0.5), SETTINGS, seed) for seed in range(15)]
+    assert all(on_budget(out, least=0.92) for out in outcomes)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.1])
 @pytest.mark.parametrize("lie", [1.0, 3.0])
-def test_what_no_cut_can_reach_is_never_called_met(noise, lie):
-    for seed in range(12):
-        world = World(seed, share=0.4, offset=0.5, noise=noise, lie=lie)
-        assert world.used(world.smallest()) > 1.05
-        out = run(world)
-        assert not out.met, world
-        assert not out.feasible, world
+def test_what_no_cut_can_reach_is_never_called_met_and_is_named_so(noise, lie):
+    for seed in range(5):
+        plant = Chain(seed, share=0.4, offset=0.5, lie=lie)
+        assert used(plant, plant.smallest) > 1.05
+        out = run(plant, Weather(noise=noise))
+        assert not out.met, plant
+        assert out.named_out_of_reach, plant
+        assert Standing.NOT_MET in {ending.standing for ending in out.endings.values()}, plant
 
 
 @pytest.mark.parametrize("share", [0.12, 0.95])
 def test_very_tight_and_very_loose_budgets_are_met(share):
-    for seed in range(15):
-        world = World(seed, share=share, offset=0.02)
-        if world.used(world.smallest()) < 0.95:
-            out = run(world)
-            assert out.met, world
-            assert 0.85 <= out.used <= 1.0, world
+    for seed in range(8):
+        plant = Chain(seed, share=share, offset=0.02)
+        if used(plant, plant.smallest) < 0.95:
+            out = run(plant)
+            assert on_budget(out, least=0.9), plant
 
 
 def test_half_of_the_output_out_of_reach_takes_a_few_cuts_more():
-    for seed in range(15):
-        out = run(World(seed, share=0.7, offset=0.5))
-        assert out.met
-        assert 0.85 <= out.used <= 1.0
-        assert out.cuts <= 10
+    for seed in range(8):
+        out = run(Chain(seed, share=0.7, offset=0.5))
+        assert on_budget(out)
+        assert out.cuts <= 12
 
 
 def test_the_reachable_minimum_is_what_the_smallest_structure_costs():
-    world = World(0, share=0.5)
-    assert reachable(world.choices(world.whole), world.cost) == world.cost(world.smallest())
+    plant = Chain(0, share=0.5)
+    assert reachable(plant.choices(plant.whole), plant.costs) == plant.costs(plant.smallest)
 
 
 def test_a_guard_that_takes_large_cuts_back_gets_there_in_small_ones():
     def mild(before, after):
         return sum(after.values()) >= 0.9 * sum(before.values())
 
-    outcomes = [run(World(seed, share=0.7, offset=0.0), mild) for seed in range(10)]
+    outcomes = [run(Chain(seed, share=0.7, offset=0.0), accepts=mild) for seed in range(10)]
     assert sum(out.met for out in outcomes) >= 8
     assert all(out.used <= 1 for out in outcomes if out.met)
 
 
 def test_a_guard_that_takes_every_cut_back_ends_the_cutting():
-    out = run(World(0, share=0.5), lambda before, after: False)
+    out = run(Chain(0, share=0.5), accepts=lambda before, after: False)
     assert out.given_up
     assert not out.met
     assert out.cuts == 0
+
+
+def test_a_run_is_the_same_every_time():
+    plant = Chain(3, share=0.5, lie=2.0)
+    assert run(plant, Weather(noise=0.05)) == run(plant, Weather(noise=0.05))
+    assert run(plant, Weather(noise=0.05)) != simulate(plant, Weather(noise=0.05), SETTINGS, seed=99)
+
+
+def test_weather_is_undisturbed_where_the_run_is_judged():
+    weather = Weather(drift=0.05, spells=(Spell(0.2, 0.3, 1.5),))
+    assert weather.factor(1.0) == pytest.approx(1.0)
+    assert weather.factor(0.25) == pytest.approx(1.5 * replace(weather, spells=()).factor(0.25))
+    assert weather.factor(0.0) == pytest.approx(1 / 1.05, rel=1e-3)

@@ -10,11 +10,14 @@ from edgelean.control.plant import (
     LEAST_ELASTICITY,
     MOST_DOUBT,
     Plant,
+    anchored,
     cost_for,
     deviation,
+    furthest,
     identify,
     new_plant,
     output,
+    surprise,
 )
 from edgelean.errors import InputError
 
@@ -60,13 +63,15 @@ def test_without_forgetting_it_is_regularised_least_squares(monkeypatch):
     costs, spread = rng.uniform(0.3, 1, 12), 0.05
     measured = 0.8 * costs + 0.2 + rng.normal(0, spread, 12)
     start = new_plant(1.0, 1.0, spread)
-    plant = start
+    plant, noise = start, []
     for cost, value in zip(costs, measured, strict=True):
+        noise.append(spread / value * output(plant, cost))
         plant = identify(plant, cost, value, spread)
     (aa, ab, bb) = start.covariance
     prior = np.linalg.inv([[aa, ab], [ab, bb]])
     rows = np.stack([costs, np.ones(12)], axis=1)
-    batch = np.linalg.solve(prior + rows.T @ rows / spread**2, prior @ [1.0, 0.0] + rows.T @ measured / spread**2)
+    weighted = rows.T / np.square(noise)
+    batch = np.linalg.solve(prior + weighted @ rows, prior @ [1.0, 0.0] + weighted @ measured)
     assert (plant.gain, plant.offset) == pytest.approx(tuple(batch), rel=1e-9)
 
 
@@ -117,6 +122,47 @@ def test_caution_asks_for_a_smaller_step(share, caution):
     plant = seen([1.0, 0.8], [1.0, 0.9], spread=0.02)
     wanted = share * output(plant, 0.8)
     assert cost_for(plant, wanted) <= cost_for(plant, wanted, caution) <= 0.8 + 1e-9
+
+
+def test_readings_that_fit_are_no_surprise_and_throttled_ones_are():
+    plant = seen([1.0, 0.8, 0.8, 0.6, 0.6], [1.0, 0.8, 0.8, 0.6, 0.6], spread=0.01)
+    assert abs(surprise(plant, 0.6, 0.6, 0.01)) < 0.5
+    assert surprise(plant, 0.6, 0.75, 0.01) > 5
+    assert surprise(plant, 0.6, 0.45, 0.01) < -5
+
+
+def test_surprises_of_a_line_that_holds_are_as_rare_as_of_a_normal_distribution():
+    rng = np.random.default_rng(2)
+    plant, found = new_plant(1.0, 1.0, 0.05), []
+    for _ in range(400):
+        value = 1 + rng.normal(0, 0.05)
+        found.append(surprise(plant, 1.0, value, 0.05))
+        plant = identify(plant, 1.0, value, 0.05)
+    assert np.mean(np.abs(found) > 2.5) < 0.03
+    assert 0.7 < np.std(found) < 1.1
+
+
+@given(st.floats(0.5, 2.0))
+def test_an_anchored_line_gives_the_reading_and_all_other_structures_change_by_the_same_factor(factor):
+    plant = seen([1.0, 0.8, 0.6], [1.0, 0.85, 0.75], spread=0.01)
+    moved = anchored(plant, 0.6, factor * output(plant, 0.6), 0.02)
+    assert output(moved, 0.6) == pytest.approx(factor * output(plant, 0.6))
+    assert output(moved, 0.3) == pytest.approx(factor * output(plant, 0.3))
+    assert deviation(moved, 0.6) >= 0.99 * 0.02
+
+
+@given(st.floats(0.3, 0.7), st.floats(0, 3))
+def test_the_furthest_cut_stays_above_its_bound_and_is_smaller_the_surer_it_has_to_be(bound, sureness):
+    plant = seen([1.0, 0.8], [1.0, 0.8], spread=0.01)
+    cost = furthest(plant, bound, sureness)
+    assert bound - 1e-6 <= output(plant, cost) <= output(plant, 0.8) + 1e-9
+    assert furthest(plant, bound, sureness + 1) >= cost
+    assert furthest(plant, bound, 0.0) == pytest.approx(cost_for(plant, bound), rel=1e-4)
+
+
+def test_nothing_can_be_cut_surely_from_what_is_not_surely_above_the_bound():
+    plant = seen([1.0, 0.8], [1.0, 0.8], spread=0.1)
+    assert furthest(plant, 0.79, 2.0) == pytest.approx(0.8, rel=1e-4)
 
 
 @given(st.floats(0.3, 3.0))

@@ -160,6 +160,7 @@ _LINES: Mapping[str, Callable[[Event], str]] = {
     "precision": lambda event: str(event["text"]),
     "rounding": lambda event: str(event["text"]),
     "checkpoint": lambda event: str(event["path"]),
+    "ending": lambda event: f"{event['quantity']} {event['standing']}: {event['reason']}",
     "verdict": _verdict_line,
     "end": _end_line,
 }

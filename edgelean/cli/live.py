@@ -230,6 +230,7 @@ _CHANGES: Mapping[str, Callable[[Scene, Event], dict[str, Any]]] = {
     "rollback": _on_rollback,
     "verdict": _on_verdict,
     "wait": lambda _, event: {"news": f"waiting: {event['reason']}"},
+    "ending": lambda _, event: {"news": f"{event['quantity']} {event['standing']}: {event['reason']}"},
     "note": lambda _, event: {"news": event["text"]},
     "precision": lambda _, event: {"news": event["text"]},
     "rounding": lambda _, event: {"news": event["text"]},

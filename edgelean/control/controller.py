@@ -8,72 +8,40 @@ it is to where the reference wants it at the next event. ``docs/control.md`` tel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from edgelean.control.track import CONFIDENCE, PATIENCE, Standing, Track, new_track, reference, target, watch
+from edgelean.control.readings import Observed, pooled
+from edgelean.control.state import Clamps, ControllerState, Gate, Pace, Settings
+from edgelean.control.track import (
+    SURE,
+    Standing,
+    Track,
+    arrived,
+    clear,
+    heard,
+    lowest,
+    new_track,
+    reference,
+    target,
+    waits,
+    watch,
+)
 from edgelean.errors import InputError
 from edgelean.quantity import UNITS, amount, word
 
+LEAST_READINGS, MOST_READINGS = 2, 16
+"""So many readings an event takes where they differ: two tell whether the intervals are true, and more cost time."""
 
-class Settings(Protocol):
-    """What the controller needs of a profile's control settings; the profile explains each."""
+FRESH = 0.03
+"""The readings of one event are at least so good, as a share: what has changed since the last one shall be seen."""
 
-    @property
-    def window(self) -> tuple[float, float]:
-        """Start and end of the window for cuts, in shares of all steps."""
+SMALL = 0.1
+"""A cut of less than this share needs less than the whole spacing to recover, at least half of it."""
 
-    @property
-    def events(self) -> int:
-        """How many cuts the window has room for."""
-
-    @property
-    def recovery_steps(self) -> int | None:
-        """Fewest steps between a cut and the next event, if the window's events would come sooner."""
-
-    @property
-    def largest_cut(self) -> float:
-        """Largest share of the predicted cost that one cut may remove."""
-
-    @property
-    def dead_band(self) -> float:
-        """Smallest share worth a cut while the reference is still on its way."""
-
-    @property
-    def margin(self) -> float:
-        """Aim this share under a budget."""
-
-    @property
-    def settled(self) -> float:
-        """Rank correlation of successive scores from which the gate opens."""
-
-    @property
-    def wait(self) -> float:
-        """Share of all steps after which the gate opens anyway."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """One quantity of the present structure: its reading and its predicted cost.
-
-    Attributes
-    ----------
-    measured, low, high
-        The reading and its 95 % interval, in the unit of the budget; all three equal for a modelled figure.
-    cost
-        Predicted cost of the same structure, from the board's cost model.
-    """
-
-    measured: float
-    low: float
-    high: float
-    cost: float
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the reading, in its unit."""
-        return max(0.0, self.high - self.low) / (2 * CONFIDENCE)
+UNHURRIED = 8.0
+"""With fewer cuts than this left in the training they have to be bolder."""
 
 
 @dataclass(frozen=True)
@@ -109,86 +77,6 @@ class Demand:
         return {"demand": plain.pop("fraction"), **plain}
 
 
-@dataclass(frozen=True)
-class Pace:
-    """When events happen, in steps of the training.
-
-    Attributes
-    ----------
-    begins, ends
-        The reference decays from `begins` to `ends`.
-    spacing
-        At least so many steps lie between a cut and the next event.
-    last
-        No event after this step: a cut needs some training to recover.
-    """
-
-    begins: int
-    ends: int
-    spacing: int
-    last: int
-
-    def gone(self, step: int) -> float:
-        """Return the share of the window that is gone at a step."""
-        return (step - self.begins) / (self.ends - self.begins)
-
-
-@dataclass(frozen=True)
-class Clamps:
-    """The named clamps, as shares; `Settings` tells what each is."""
-
-    largest_cut: float
-    dead_band: float
-    margin: float
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The scores must agree so well, or training must have come so far, before anything is cut."""
-
-    agreement: float
-    step: int
-
-
-@dataclass(frozen=True)
-class ControllerState:
-    """Everything the controller remembers between two events.
-
-    Attributes
-    ----------
-    tracks
-        Per budgeted quantity.
-    pace, clamps, gate
-        Fixed by `init`; a rollback restarts the pace and halves ``clamps.largest_cut``.
-    due_at
-        First step of the next event.
-    given_up
-        True when cuts were rolled back until none was small enough.
-    """
-
-    tracks: Mapping[str, Track]
-    pace: Pace
-    clamps: Clamps
-    gate: Gate
-    due_at: int
-    given_up: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the state as plain JSON types."""
-        return asdict(self) | {"tracks": {name: track.to_json() for name, track in self.tracks.items()}}
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> ControllerState:
-        """Return the state that `to_json` wrote."""
-        made = {
-            "tracks": {name: Track.from_json(track) for name, track in plain["tracks"].items()},
-            "pace": Pace(**plain["pace"]),
-            "clamps": Clamps(**plain["clamps"]),
-            "gate": Gate(**plain["gate"]),
-        }
-        return cls(**{**plain, **made})
-
-
 def init(
     settings: Settings, budgets: Mapping[str, float], start: Mapping[str, Observed], steps: int
 ) -> ControllerState:
@@ -217,10 +105,11 @@ def init(
         if not (math.isfinite(limit) and limit > 0):
             raise InputError(f"The budget of {name} must be a number above 0; found {limit}.")
         observed = _observed(start, name)
-        tracks[name] = new_track(limit, observed.cost, observed.measured, observed.spread)
+        tracks[name] = new_track(limit, observed)
     begins, ends = (round(share * steps) for share in settings.window)
     spacing = max(1, (ends - begins) // settings.events, settings.recovery_steps or 0)
-    pace = Pace(begins, max(ends, begins + 1), spacing, steps - spacing // 2)
+    least = max(1, spacing // 2, settings.recovery_steps or 0)
+    pace = Pace(begins, max(ends, begins + 1), spacing, least, steps - spacing // 2)
     clamps = Clamps(settings.largest_cut, settings.dead_band, settings.margin)
     return ControllerState(tracks, pace, clamps, Gate(settings.settled, round(settings.wait * steps)), begins)
 
@@ -266,12 +155,35 @@ def step(observations: Mapping[str, Observed], step: int, state: ControllerState
         When a budgeted quantity has no reading, or one that is not a number above 0.
     """
     seen = {name: _observed(observations, name) for name in state.tracks}
+    if any(one.stale for one in seen.values()):
+        tracks = {name: watch(state.tracks[name], one) for name, one in seen.items()}
+        return _held(seen, tracks, "the readings are of the structure before the cut"), _soon(state, step, tracks)
+    if state.cut_at is not None:
+        state = replace(state, cut_at=None, delay=max(state.delay, step - state.cut_at))
+        if step < state.ready_at:
+            # Readings of a storm that began while others were waited for are not what the new structure takes.
+            look = watch if _stormy(state.tracks) else arrived
+            tracks = {name: look(state.tracks[name], one) for name, one in seen.items()}
+            later = replace(_soon(state, step, tracks), due_at=max(state.ready_at, step + _quarter(state.pace)))
+            return _held(seen, tracks, "the first readings of the new structure"), later
+    tracks = {name: watch(state.tracks[name], one) for name, one in seen.items()}
+    return _decided(seen, step, replace(state, tracks=tracks))
+
+
+def _decided(seen: Mapping[str, Observed], step: int, state: ControllerState) -> tuple[Demand, ControllerState]:
+    """Return the demand that the tracks, which know the readings by now, give rise to."""
+    tracks, pace, clamps = state.tracks, state.pace, state.clamps
     costs = {name: one.cost for name, one in seen.items()}
-    tracks = {name: watch(state.tracks[name], one.cost, one.measured, one.spread) for name, one in seen.items()}
-    pace, clamps = state.pace, state.clamps
-    gone = pace.gone(step + pace.spacing)
+    until = max(pace.spacing, state.delay)
+    gone, left = pace.gone(step + until), (pace.last - step) / until
     wanted = {name: reference(track, clamps.margin, gone) for name, track in tracks.items()}
-    targets = {name: target(track, costs[name], wanted[name], clamps.largest_cut) for name, track in tracks.items()}
+    sure = SURE * min(1.0, max(0.0, left / UNHURRIED))
+    targets = {
+        name: target(track, costs[name], wanted[name], clamps.largest_cut, (lowest(track, clamps.margin), sure))
+        if _asks(track, clamps.margin, left) and not (state.exhausted or _stormy(tracks))
+        else costs[name]
+        for name, track in tracks.items()
+    }
     if gone < 1 and all(targets[name] > costs[name] * (1 - clamps.dead_band) for name in tracks):
         targets = costs
     fractions = {name: 1 - targets[name] / costs[name] for name in tracks}
@@ -284,7 +196,60 @@ def step(observations: Mapping[str, Observed], step: int, state: ControllerState
         reason=_reason(binding, tracks[binding], wanted[binding], fractions[binding]),
         standings={name: track.standing for name, track in tracks.items()},
     )
-    return demand, replace(state, tracks=tracks, due_at=step + _pause(demand, tracks, pace))
+    return demand, replace(state, due_at=_next(step, _pause(demand, tracks, state), pace))
+
+
+def enough(readings: Sequence[Mapping[str, Observed]], step: int, state: ControllerState) -> bool:
+    """Tell whether the readings of an event suffice to decide, or one more should be taken.
+
+    A budget that is met is only watched, by a single reading, up to the last event: that one judges it anew.
+
+    Parameters
+    ----------
+    readings
+        Those that the event has taken so far, at least one.
+    step
+        The training step.
+    state
+        The controller, as it was before the event.
+    """
+    if len(readings) >= MOST_READINGS:
+        return True
+    for name, seen in pooled(readings).items():
+        track = state.tracks.get(name)
+        if track is None or seen.stale or seen.spread == 0:
+            continue
+        if track.standing is Standing.MET and step < state.pace.last:
+            continue
+        if len(readings) < LEAST_READINGS or not _fresh(seen, track):
+            return False
+        if not clear(watch(track, seen), state.clamps.margin):
+            return False
+    return True
+
+
+def enough_after_cut(readings: Sequence[Mapping[str, Observed]], state: ControllerState) -> bool:
+    """Tell whether the first readings of a new structure suffice to know it again at the next event."""
+    seen = pooled(readings)
+    return len(readings) >= MOST_READINGS or all(
+        seen[name].stale or seen[name].spread == 0 or _fresh(seen[name], track) for name, track in state.tracks.items()
+    )
+
+
+def after_cut(observations: Mapping[str, Observed], step: int, state: ControllerState) -> ControllerState:
+    """Return the state after a cut was carried out, with the first readings of what it left.
+
+    They are taken in the same weather as those before it. Where they are stale, the next event waits for others.
+    """
+    seen = {name: _observed(observations, name) for name in state.tracks}
+    if any(one.stale for one in seen.values()):
+        return replace(state, cut_at=step, ready_at=state.due_at, due_at=step + _quarter(state.pace))
+    return replace(state, tracks={name: arrived(state.tracks[name], one) for name, one in seen.items()})
+
+
+def exhausted(state: ControllerState) -> ControllerState:
+    """Return the state when nothing is left to cut that would save anything."""
+    return replace(state, exhausted=True)
 
 
 def all_met(demand: Demand) -> bool:
@@ -292,9 +257,14 @@ def all_met(demand: Demand) -> bool:
     return all(standing is Standing.MET for standing in demand.standings.values())
 
 
+def all_landed(state: ControllerState) -> bool:
+    """Tell whether every budget is met as far as is known, and only watched."""
+    return all(track.standing is Standing.MET for track in state.tracks.values())
+
+
 def postponed(state: ControllerState, step: int) -> ControllerState:
     """Return the state with its next event a quarter of the spacing later: what has to be judged is not clear yet."""
-    return replace(state, due_at=step + max(1, state.pace.spacing // 4))
+    return replace(state, due_at=step + _quarter(state.pace))
 
 
 def rolled_back(state: ControllerState, step: int) -> ControllerState:
@@ -310,6 +280,8 @@ def rolled_back(state: ControllerState, step: int) -> ControllerState:
         pace=replace(pace, begins=step, ends=max(pace.ends, step + 2 * pace.spacing)),
         clamps=replace(state.clamps, largest_cut=state.clamps.largest_cut / 2),
         due_at=step + pace.spacing,
+        cut_at=None,
+        exhausted=False,
         given_up=state.clamps.largest_cut / 2 < state.clamps.dead_band,
     )
 
@@ -331,10 +303,52 @@ def _binding(tracks: Mapping[str, Track], fractions: Mapping[str, float]) -> str
     return max(asking or unmet or tracks, key=lambda name: tracks[name].value / tracks[name].limit)
 
 
-def _pause(demand: Demand, tracks: Mapping[str, Track], pace: Pace) -> int:
+def _fresh(seen: Observed, track: Track) -> bool:
+    """Tell whether the readings of an event are good enough in themselves."""
+    return heard(track, seen)[1].spread <= FRESH * seen.measured
+
+
+def _asks(track: Track, margin: float, left: float) -> bool:
+    """Tell whether a quantity asks for a cut; `left` is how many could still be judged.
+
+    One that may be met already is not cut blindly at the end.
+    """
+    hopeful = track.standing is Standing.UNDECIDED and track.promising
+    return track.standing is not Standing.MET and not waits(track, margin) and not (hopeful and left < 1)
+
+
+def _stormy(tracks: Mapping[str, Track]) -> bool:
+    return any(track.weather for track in tracks.values())
+
+
+def _quarter(pace: Pace) -> int:
+    return max(1, pace.spacing // 4)
+
+
+def _soon(state: ControllerState, step: int, tracks: Mapping[str, Track]) -> ControllerState:
+    return replace(postponed(state, step), tracks=tracks)
+
+
+def _held(seen: Mapping[str, Observed], tracks: Mapping[str, Track], why: str) -> Demand:
+    """Return the demand for nothing, while readings of the present structure are waited for."""
+    costs = {name: one.cost for name, one in seen.items()}
+    binding = _binding(tracks, dict.fromkeys(costs, 0.0))
+    standings = {name: track.standing for name, track in tracks.items()}
+    return Demand(binding, 0.0, costs, tracks[binding].value, f"{binding}: {why}; nothing is cut on them", standings)
+
+
+def _pause(demand: Demand, tracks: Mapping[str, Track], state: ControllerState) -> int:
     """Return how many steps to wait: a cut needs its recovery, another look at the same structure does not."""
-    look_again = demand.fraction == 0 and any(0 < track.doubts <= PATIENCE for track in tracks.values())
-    return max(1, pace.spacing // 4) if look_again else pace.spacing
+    pace = state.pace
+    if demand.fraction == 0:
+        again = any(waits(track, state.clamps.margin) for track in tracks.values())
+        return _quarter(pace) if again else pace.spacing
+    return max(pace.least, round(pace.spacing * min(1.0, max(0.5, demand.fraction / SMALL))))
+
+
+def _next(step: int, pause: int, pace: Pace) -> int:
+    """Return the step of the next event; the last one is never left out, as it judges anew what was met long before."""
+    return min(step + pause, pace.last) if step < pace.last else step + pause
 
 
 def _reason(name: str, track: Track, wanted: float, fraction: float) -> str:
@@ -343,8 +357,13 @@ def _reason(name: str, track: Track, wanted: float, fraction: float) -> str:
     where = f"{word(name)} {amount(track.value, unit)} of {limit}"
     if fraction > 0:
         return f"{where}: {100 * fraction:.1f} % of the predicted cost goes, to come near {aim}"
+    if track.weather:
+        now = amount(track.odd, unit)
+        return f"{where}, but now {now} is read of it: waited for until it passes, and not cut for"
     if track.standing is Standing.MET:
         return f"{where}: the budget is met"
+    if track.proofs:
+        return f"{where}: within the budget, to be seen once more"
     if track.standing is Standing.UNDECIDED:
         return f"{where}, give or take {amount(track.half, unit, 2)}: too close to call, read again"
     return f"{where}: near enough to {aim}, where it should be next"

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from edgelean.control.allocator import Allocation
-from edgelean.control.controller import ControllerState, Demand, Observed
+from edgelean.control.controller import Demand
+from edgelean.control.readings import Observed
+from edgelean.control.state import ControllerState
 from edgelean.control.track import Standing
 
 

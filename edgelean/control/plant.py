@@ -37,6 +37,15 @@ LEAST_ELASTICITY, MOST_ELASTICITY = 0.5, 5.0
 """One per cent less cost is taken to give between so many per cent less output. A slope near zero, a trick of noise,
 would ask for an endless cut; where it is real, the output falls short of what was asked and the next cut closes in."""
 
+SHARPEST_TURN = 0.45
+"""The same for how far a cut may go: a few steps of one axis turn the line more than many of all axes."""
+
+UNSEEN = 0.01
+"""Standard deviation, as a share of the output, of what no interval knows of: it is no surprise."""
+
+HALVINGS = 24
+"""Of the interval in which the furthest cut is looked for."""
+
 MOST_DOUBT = 1.0
 """Cap of the standard deviation of the slope, so that a long quiet time does not make it forget everything."""
 
@@ -66,6 +75,10 @@ class Plant:
     covariance: tuple[float, float, float]
     cost: float
     readings: int
+
+    def saw_last(self, cost: float) -> bool:
+        """Tell whether the structure of a predicted cost is the one that was read last."""
+        return cost / self.cost_scale == self.cost
 
     def to_json(self) -> dict[str, Any]:
         """Return the plant as plain JSON types."""
@@ -120,7 +133,9 @@ def identify(plant: Plant, cost: float, measured: float, spread: float = 0.0) ->
     p_aa, p_ab, p_bb = _forget(plant, c, y)
     k_a, k_b = p_aa * c + p_ab, p_ab * c + p_bb
     surprise = y - plant.gain * c - plant.offset
-    expected = k_a * c + k_b + _noise(y, spread / plant.output_scale)
+    likely = max(plant.gain * c + plant.offset, FINEST)
+    # A noisy reading that is low by chance has a narrow interval: its share counts, not its width.
+    expected = k_a * c + k_b + _noise(likely, spread / measured * likely)
     gain, offset = plant.gain + k_a / expected * surprise, plant.offset + k_b / expected * surprise
     covariance = (p_aa - k_a * k_a / expected, p_ab - k_a * k_b / expected, p_bb - k_b * k_b / expected)
     here = max(gain * c + offset, 0.0)
@@ -159,6 +174,60 @@ def cost_for(plant: Plant, wanted: float, caution: float = 0.0) -> float:
     if slope <= 0:
         return plant.cost * plant.cost_scale
     return max(0.0, plant.cost - (here - wanted / plant.output_scale) / slope) * plant.cost_scale
+
+
+def surprise(plant: Plant, cost: float, measured: float, spread: float) -> float:
+    """Return the normalised innovation of a reading: by how many standard deviations it is above what was expected.
+
+    Both what the plant did not know and the spread of the reading count; under a line that holds it is normal, and
+    beyond 3 in one reading of 400.
+    """
+    y = measured / plant.output_scale
+    p_aa, p_ab, p_bb = _forget(plant, cost / plant.cost_scale, y)
+    c = cost / plant.cost_scale
+    expected = plant.gain * c + plant.offset
+    noise = _noise(expected, spread / measured * expected) + (UNSEEN * expected) ** 2
+    return (y - expected) / math.sqrt(max(0.0, p_aa * c * c + 2 * p_ab * c + p_bb) + noise)
+
+
+def anchored(plant: Plant, cost: float, measured: float, spread: float) -> Plant:
+    """Return the plant with its whole line scaled so that a structure gives what was read of it.
+
+    A clock that falls, or a board that throttles, makes all structures slower by one factor; what was learned about
+    the shape of the line stays.
+    """
+    c, (p_aa, p_ab, p_bb) = cost / plant.cost_scale, plant.covariance
+    here = max(plant.gain * c + plant.offset, FINEST)
+    scale = measured / here
+    known = p_aa * c * c + 2 * p_ab * c + p_bb
+    more = max(0.0, _noise(here, spread / scale) - known)
+    return replace(plant, output_scale=scale, covariance=(p_aa, p_ab, p_bb + more), cost=c)
+
+
+def furthest(plant: Plant, lowest: float, sureness: float) -> float:
+    """Return the least predicted cost whose output is surely not below a bound; the present cost where none is.
+
+    Parameters
+    ----------
+    plant
+        The plant, at the structure that was read last.
+    lowest
+        The bound, in the unit of the budget.
+    sureness
+        So many standard deviations of the output, with the turn of the line at a cut in it, lie above the bound.
+    """
+    p_aa, p_ab, p_bb = plant.covariance
+    bound, there = lowest / plant.output_scale, plant.cost
+    far, near = 0.0, plant.cost
+    for _ in range(HALVINGS):
+        there = (far + near) / 2
+        turned = (SHARPEST_TURN * (plant.cost - there)) ** 2
+        variance = p_aa * there * there + 2 * p_ab * there + p_bb + turned
+        if plant.gain * there + plant.offset - sureness * math.sqrt(max(0.0, variance)) >= bound:
+            near = there
+        else:
+            far = there
+    return near * plant.cost_scale
 
 
 def _forget(plant: Plant, c: float, y: float) -> tuple[float, float, float]:

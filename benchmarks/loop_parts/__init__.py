@@ -1,0 +1,1 @@
+"""The parts of the benchmark of the closed loop on simulated plants."""
