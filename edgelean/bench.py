@@ -220,8 +220,13 @@ class Bench:
         size = predicted_size(self._predicted_size(held), precision) if file is None else measured_size(file, precision)
         return replace(reading, memory=memory_figure(held, precision), size=size)
 
-    def apart(self) -> Costs:
-        """Return how far the predicted costs of the traced model and of its exported file are apart, by quantity."""
+    def apart(self, reading: Reading) -> Costs:
+        """Return how far the predicted costs of the traced model and of its exported file are apart, by quantity.
+
+        Of none where they are measured: those are of a file in any case.
+        """
+        if reading.latency.low < reading.latency.high:
+            return {}
         with self._stopwatch.phase("measuring"):
             file = self.target.predict(operators_of(self._exported("fp32"), self.profile.batch))
         traced = self.cost({})

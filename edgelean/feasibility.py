@@ -17,6 +17,10 @@ from edgelean.reading import Provenance, Reading
 DOUBT = 3.0
 """So far a prediction of the cost model may be off."""
 
+FAR = 10
+"""So many times as far as the predicted costs of the trace and of the exported file of the full-size model are apart, a
+budget has to be away for the artifact not to be read before the cutting ends; it is exported and judged at the end."""
+
 NEAR = 0.10
 """A budget within this share of the least that can be reached is warned about: almost nothing would be left."""
 
@@ -124,3 +128,16 @@ def warnings_on(reach: Mapping[str, Reach], limits: Mapping[str, float]) -> tupl
         for name, limit in limits.items()
         if limit < reach[name].least * (1 + NEAR)
     )
+
+
+def within_for_sure(seen: Mapping[str, Observed], apart: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+    """Tell whether the exported model meets the budgets as well where its trace does.
+
+    Parameters
+    ----------
+    seen
+        What was read of the trace.
+    apart
+        How far the trace and the exported file of the full-size model were apart, per quantity.
+    """
+    return all(name in apart and seen[name].measured + FAR * apart[name] <= limit for name, limit in limits.items())

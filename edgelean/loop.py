@@ -7,7 +7,6 @@ it, cuts, and checks that the cut model obeys the law. A cut that the network do
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,23 +16,22 @@ from typing import Any
 
 import torch
 
-from edgelean import control
+from edgelean import control, offer
 from edgelean.bench import Bench
 from edgelean.board import Precision
 from edgelean.choosing import choose, in_any_precision, reach_in_some_precision
 from edgelean.errors import DeviceError, LawError
-from edgelean.feasibility import limits_of, warnings_on
+from edgelean.feasibility import limits_of, warnings_on, within_for_sure
 from edgelean.progress import Pending, Progress
 from edgelean.reading import Reading, incomparable
-from edgelean.shrink.cut import cloned, put_back, saved, saved_model, saved_optimizer
-from edgelean.shrink.gramians import Balanced, priced
+from edgelean.shrink.gramians import Balanced
 from edgelean.shrink.plan import Plan, make_plan
 from edgelean.shrink.recent import Recent
 from edgelean.shrink.rotate import Turn
 from edgelean.shrink.scores import Score, open_score
 from edgelean.shrink.wrappers import Ranks, eagerly
 from edgelean.spectra import Looks, Rule, allowed, attempts, orders
-from edgelean.surgery import Operation, Patient, Repair, balance, guilty, operate
+from edgelean.surgery import Operation, Patient, balance, guilty, operate
 from edgelean.surroundings import Record, Surroundings
 from edgelean.training.rounded import computing_in
 
@@ -44,13 +42,6 @@ a high learning rate, or batch statistics that lag behind, the metric of a healt
 OBSERVE_EVERY = 10
 """The scores are collected every so many steps, or twice between two cuts if those are closer: often enough to settle,
 rare enough to cost little."""
-
-DOUBT = 10
-"""So many times as far as the predicted costs of the trace and of the exported file of the full-size model are apart, a
-budget has to be away for the artifact not to be read before the cutting ends; it is exported and judged at the end."""
-
-FEWEST_FOR_MEANS = 32
-"""Samples from which means of what a layer reads are taken."""
 
 
 class ClosedLoop:
@@ -103,8 +94,7 @@ class ClosedLoop:
         self.scores.watch(bench.model, bench.anatomy.axes)
         self.recent = Recent()
         self.recent.watch(bench.model, bench.batch)
-        # What is measured is that of a file in any case.
-        self._apart = {} if _measured(self.full_size) else self.ranks.first(bench.apart)
+        self._apart = self.ranks.first(partial(bench.apart, self.full_size))
         state = control.init(bench.profile.control, self.limits, start, around.steps)
         guard = control.Guard(bench.profile.tolerance)
         self.progress = Progress(state, self.full_size, guard)
@@ -238,7 +228,8 @@ class ClosedLoop:
         self.progress.pending = self._snapshot(plan)
         gradients = {parameter: parameter.grad for parameter in self.bench.model.parameters()}
         try:
-            operation = operate(self._patient, plan, self.scores, self._repair(step), turns)
+            repair = offer.repair(self.bench, self.recent.inputs(), self.around.steps - step)
+            operation = operate(self._patient, plan, self.scores, repair, turns)
         except LawError as refusal:
             self._restore()
             for parameter, gradient in gradients.items():
@@ -264,46 +255,18 @@ class ClosedLoop:
             "cut",
             step,
             **why,
-            axes=[{"axis": cut.axis, "before": cut.before, "after": cut.after} for cut in plan.cuts],
-            nats=plan.nats,
+            **operation.told(plan),
             metric_before=metric,
             metric_after=now,
             parameters=self.bench.parameters(),
             step_s=step_s,
             predicted=self.bench.cost({}),
-            law_error=operation.error,
-            notes=operation.notes,
-            truncations=[truncation.to_json() for truncation in operation.truncations],
-            plan=plan.to_json(),
         )
 
-    def choices(
-        self, turned: Mapping[str, Balanced], most: float
-    ) -> tuple[dict[str, tuple[int, ...]], list[control.Choice]]:
+    def choices(self, turned: Mapping[str, Balanced], most: float) -> tuple[dict[str, Any], list[control.Choice]]:
         """Return in which order units of each axis go, and what the allocator may take: at most this share of each."""
-        axes = self.bench.anatomy.axes
-        said = {name: self.scores.removal_prices(axis, self.bench.model) for name, axis in axes.items()}
-        known = {name: each for name, each in said.items() if each is not None}
-        known |= priced(turned, known)
-        order, choices = {}, []
-        for name, axis in axes.items():
-            # A head is as wide as so many channels.
-            width = max(1, self._width // axis.width)
-            floor = max(axis.least(self._floor), 0 if axis.kind == "blocks" else math.ceil((1 - most) * axis.size))
-            if name not in known or axis.size <= floor or name in self.progress.banned:
-                continue
-            order[name], prices = known[name]
-            choices.append(control.Choice(name, axis.size, width, floor, prices))
-        return order, choices
-
-    def _repair(self, step: int) -> Repair:
-        """Return how a cut is refitted; only in its means where more steps follow than the profile says."""
-        inputs = self.recent.inputs()
-        if self.around.steps - step <= self.bench.profile.control.refit_steps:
-            return Repair(inputs)
-        # As many as the network was traced with are enough for means, and need no other trace.
-        few = len(self.bench.batch[0])
-        return Repair(tuple(x[-few:] for x in inputs) if few >= FEWEST_FOR_MEANS else inputs, ())
+        bounds = offer.Bounds(most, self._width, self._floor, self.progress.banned)
+        return offer.choices(self.bench, self.scores, turned, bounds)
 
     # -- taking a cut back ---------------------------------------------------------------------------------------------
 
@@ -329,18 +292,13 @@ class ClosedLoop:
         return True
 
     def _snapshot(self, plan: Plan) -> Pending:
-        seen = cloned(self.scores.tensors())
-        others = tuple(saved(follower) for follower in self.around.followers)
         blocks = tuple(cut.axis for cut in plan.cuts if self.bench.anatomy.axes[cut.axis].kind == "blocks")
-        return Pending(saved_model(self.bench.model), saved_optimizer(self.optimizer), seen, others, blocks)
+        return Pending.of(self.bench.model, self.optimizer, self.scores, self.around.followers, blocks)
 
     def _restore(self) -> None:
         pending, self.progress.pending, self.progress.doubts = self.progress.pending, None, 0
         if pending is not None:
-            kept = (pending.network, pending.optimizer, *pending.followers)
-            for follower, before in zip((self.model, self.optimizer, *self.around.followers), kept, strict=True):
-                put_back(follower, before)
-            self.scores.put_back(pending.scores)
+            pending.put_back(self.model, self.optimizer, self.scores, self.around.followers)
             self.look_again()
 
     def _ban(self, plan: Plan, refusal: LawError, step: int) -> None:
@@ -383,11 +341,7 @@ class ClosedLoop:
 
     def _beyond_doubt(self) -> bool:
         """Tell whether the artifact meets the budgets for sure: what it costs and what its trace does are too alike."""
-        seen = self._observed()
-        return all(
-            name in self._apart and seen[name].measured + DOUBT * self._apart[name] <= limit
-            for name, limit in self.limits.items()
-        )
+        return within_for_sure(self._observed(), self._apart, self.limits)
 
     def record_beginning(self) -> None:
         """Record, before the first step, what a person should know, and the reading of the full-size model."""
@@ -445,7 +399,3 @@ class ClosedLoop:
         self._keep_spectra(keep)
         self._carry_out(step, plan, {}, self.validated(), demand=0.0, binding="tolerance")
         self.progress.pending, self.progress.doubts = None, 0
-
-
-def _measured(reading: Reading) -> bool:
-    return reading.latency.low < reading.latency.high

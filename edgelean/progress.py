@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from edgelean import control
 from edgelean.board import Precision
 from edgelean.reading import Reading
-from edgelean.shrink.cut import Contents, Held
+from edgelean.shrink.cut import Contents, Held, cloned, put_back, saved, saved_model, saved_optimizer
+from edgelean.shrink.followers import Follower
+from edgelean.shrink.scores import Score
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,28 @@ class Pending:
     scores: Mapping[str, Tensor]
     followers: tuple[Contents | Held, ...] = ()
     blocks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scores: Score,
+        followers: Sequence[Follower],
+        blocks: tuple[str, ...],
+    ) -> Pending:
+        """Return what everything is before a cut that takes these blocks."""
+        others = tuple(saved(follower) for follower in followers)
+        return cls(saved_model(model), saved_optimizer(optimizer), cloned(scores.tensors()), others, blocks)
+
+    def put_back(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, scores: Score, followers: Sequence[Follower]
+    ) -> None:
+        """Make everything what it was."""
+        kept = (self.network, self.optimizer, *self.followers)
+        for follower, before in zip((model, optimizer, *followers), kept, strict=True):
+            put_back(follower, before)
+        scores.put_back(self.scores)
 
 
 @dataclass

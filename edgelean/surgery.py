@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,17 @@ class Operation:
     notes: tuple[str, ...]
     hankel: Mapping[str, Tensor]
     truncations: tuple[Truncation, ...]
+
+    def told(self, plan: Plan) -> dict[str, Any]:
+        """Return the plan and how it went as the fields of an event."""
+        return {
+            "axes": [{"axis": cut.axis, "before": cut.before, "after": cut.after} for cut in plan.cuts],
+            "nats": plan.nats,
+            "law_error": self.error,
+            "notes": self.notes,
+            "truncations": [truncation.to_json() for truncation in self.truncations],
+            "plan": plan.to_json(),
+        }
 
 
 def balance(patient: Patient, inputs: tuple[Tensor, ...]) -> dict[str, Balanced]:
