@@ -16,10 +16,11 @@ from edgelean.loop import ClosedLoop
 from edgelean.profile import Profile
 from edgelean.reading import Reading
 from edgelean.report import write_report
+from edgelean.report.axes import LayerWidth, Spectrum
 from edgelean.report.decisions import decisions
 from edgelean.report.front import front, nearest, seen
 from edgelean.report.history import Spent, evolutions, extrapolated, from_events, spent_on
-from edgelean.report.model import EpochPoint, LawCost, LayerWidth, Report, Side, Spectrum
+from edgelean.report.model import EpochPoint, LawCost, Report, Side
 from edgelean.spectra import rows
 from edgelean.stopwatch import LAW, Stopwatch
 from edgelean.training.run import Run

@@ -96,8 +96,7 @@ class ClosedLoop:
         self.recent.watch(bench.model, bench.batch)
         self._apart = self.ranks.first(partial(bench.apart, self.full_size))
         state = control.init(bench.profile.control, self.limits, start, around.steps)
-        guard = control.Guard(bench.profile.tolerance)
-        self.progress = Progress(state, self.full_size, guard)
+        self.progress = Progress(state, self.full_size, control.Guard(bench.profile.tolerance))
         self._laps_s: list[float] = []
         self._returned_s = time.perf_counter()
         self._every = max(1, min(OBSERVE_EVERY, state.pace.spacing // 2))

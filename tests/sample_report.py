@@ -8,17 +8,14 @@ from typing import Any
 
 from edgelean.exporter import EngineNote
 from edgelean.reading import Provenance
+from edgelean.report.axes import Evolution, LayerWidth, Look, Spectrum
 from edgelean.report.history import from_events
 from edgelean.report.model import (
     BundleFile,
     EnergyPart,
     EpochPoint,
-    Evolution,
-    LayerWidth,
-    Look,
     Report,
     Side,
-    Spectrum,
     Verdict,
 )
 from edgelean.verifier import ArtifactCheck

@@ -16,9 +16,10 @@ from edgelean.cli.report import report as report_command
 from edgelean.errors import InputError, MissingError
 from edgelean.reading import Provenance
 from edgelean.report import Report, numbers, read_report, story, write_report
+from edgelean.report.axes import Spectrum
 from edgelean.report.history import from_events
 from edgelean.report.html import render
-from edgelean.report.model import Side, Spectrum
+from edgelean.report.model import Side
 from edgelean.report.plots import Line, Mark, Trend, draw_spectrum, draw_trend
 
 HOSTILE = "<script>alert('$x$')</script>"

@@ -11,9 +11,9 @@ import pytest
 from sample_report import sample_events, sample_evolution, sample_report
 
 from edgelean.report import Report, story
+from edgelean.report.axes import Evolution, LayerWidth, Look
 from edgelean.report.history import evolutions, from_events
 from edgelean.report.html import render
-from edgelean.report.model import Evolution, LayerWidth, Look
 from edgelean.report.plots import Mark, draw_evolution
 from edgelean.shrink.certificate import Truncation
 from edgelean.spectra import rows

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgelean.reading import Provenance
-from edgelean.report.model import CutPoint, EnergyPart, EpochPoint, Evolution, Look, ReadingPoint
+from edgelean.report.axes import Evolution, Look
+from edgelean.report.model import CutPoint, EnergyPart, EpochPoint, ReadingPoint
 from edgelean.shrink.certificate import Truncation
 
 Event = Mapping[str, Any]

@@ -11,9 +11,10 @@ from markupsafe import Markup
 
 from edgelean.reading import Provenance
 from edgelean.report import numbers, story
+from edgelean.report.axes import Evolution, Spectrum
 from edgelean.report.explanation import columns, explained, trade_offs
 from edgelean.report.footprint import footprint
-from edgelean.report.model import EpochPoint, Evolution, ReadingPoint, Report, Spectrum, Verdict
+from edgelean.report.model import EpochPoint, ReadingPoint, Report, Verdict
 from edgelean.report.plots import Line, Mark, Tone, Trend, draw_evolution, draw_spectrum, draw_trend
 
 _SPECTRA_SHOWN = 12

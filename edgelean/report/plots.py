@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgelean.report.model import Evolution, Look, Spectrum
+from edgelean.report.axes import Evolution, Look, Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
