@@ -180,7 +180,8 @@ def run(job: Job, folder: Path, on_event: OnEvent | None = None, earlier: Run | 
     )
     with closing(open_target(job.target, job.profile, job.board)) as target:
         bench = Bench(session.model, (example,), job.profile, target, stopwatch, job.recipe.protect)
-        bench.trace_tells()  # of the full-size model, which a resumed run does not read again
+        if found is not None:
+            bench.read()  # the figures are known; what else the bench learns from the full-size model is not
         loop = ClosedLoop(bench, session.optimizer, around)
         # Whatever can be wrong with the input has been found by now: from here on there is a folder.
         with closing(earlier or Run.create(folder, job.asked, on_event)) as here, resumable(here):

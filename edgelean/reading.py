@@ -92,12 +92,16 @@ class Reading:
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Reading:
         """Return the reading that `to_json` told of, without its single samples."""
-        figures = {name: _figure(plain[name]) for name in ("latency", "energy", "energy_net")}
-        return cls(**{key: value for key, value in plain.items() if key != "samples"} | figures)
+        figures = {name: _figure(value) for name, value in plain.items() if _is_figure(value)}
+        return cls(**{name: value for name, value in plain.items() if name != "samples"} | figures)
 
 
-def _figure(plain: Mapping[str, Any] | None) -> Figure | None:
-    return None if plain is None else Figure(**{**plain, "provenance": Provenance(plain["provenance"])})
+def _is_figure(plain: Any) -> bool:
+    return isinstance(plain, Mapping) and "provenance" in plain
+
+
+def _figure(plain: Mapping[str, Any]) -> Figure:
+    return Figure(**{**plain, "provenance": Provenance(plain["provenance"])})
 
 
 def incomparable(first: Reading, second: Reading) -> str:
