@@ -126,6 +126,6 @@ class Tail:
         target, after = self.worst()
         return (
             "The last part of the training rounded to INT8, since rounding afterwards would have cost too much. With "
-            f"every operator in INT8, on the validation data: {self.before.words()} when it began, {after.words()} after it "
-            f"({target.graph}).",
+            f"every operator in INT8, on the validation data: {self.before.words()} when it began, {after.words()} "
+            f"after it ({target.graph}).",
         )
