@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ class Row:
         ``"yes"``, or what went wrong.
     cut_ms
         CPU time that the cut itself took, between two steps of an optimizer with moments; NaN where it failed.
+    memory
+        What the analysis added to the memory of the process at its peak, as a multiple of the parameters; NaN where the
+        system does not tell.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Row:
     export: str
     cut_ms: float
     problem: str = ""
+    memory: float = math.nan
 
     def exact(self) -> bool:
         """Tell whether what was cut is exact, and was cut at all."""
@@ -93,6 +98,8 @@ def judge(network: Network) -> Row:
     """Dissect, prove, cut, train on and export one network."""
     model, inputs = build(network)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    before = _resident_bytes("VmRSS")
+    _forget_peak()
     started = time.process_time()
     try:
         anatomy = dissect(model, inputs)
@@ -100,11 +107,12 @@ def judge(network: Network) -> Row:
     except Exception as error:  # a benchmark reports whatever happens and goes on
         return _failed(network, parameters, time.process_time() - started, error)
     seconds = time.process_time() - started
+    memory = (_resident_bytes("VmHWM") - before) / sum(p.numel() * p.element_size() for p in model.parameters())
     half = {name: -(-axis.size // 2) for name, axis in anatomy.axes.items()}
     row = Row(
         network.name, network.family, parameters, len(anatomy.axes), len(anatomy.refused), seconds,
         1 - _left(model, anatomy, half), 1 - _left(model, anatomy, dict.fromkeys(half, 1)),
-        math.nan, math.nan, math.nan, "", "", math.nan,
+        math.nan, math.nan, math.nan, "", "", math.nan, memory=memory,
     )  # fmt: skip
     try:
         deviation, effect, tolerance = _exactness(model, anatomy, inputs)
@@ -114,6 +122,21 @@ def judge(network: Network) -> Row:
     exported = _export(lean, model, inputs) if lean is not None else ""
     found = {"error": deviation, "effect": effect, "tolerance": tolerance, "training": training, "export": exported}
     return Row(**{**asdict(row), **found, "cut_ms": cut_ms})
+
+
+def _forget_peak() -> None:
+    """Let the peak of the memory begin anew, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident_bytes(key: str) -> float:
+    """Return ``VmRSS`` or its peak ``VmHWM`` of this process; NaN where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return 1024.0 * int(line.split()[1])
+    return math.nan
 
 
 def _failed(network: Network, parameters: int, seconds: float, error: Exception) -> Row:
