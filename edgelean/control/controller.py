@@ -137,13 +137,13 @@ def gate_open(step: int, agreement: float | None, state: ControllerState) -> boo
 def step(observations: Mapping[str, Observed], step: int, state: ControllerState) -> tuple[Demand, ControllerState]:
     """Return what the next cut has to do, and the state after the event.
 
-    A budget is met when the whole 95 % interval lies within it, and then asks for no cut; one whose interval straddles
-    it is read again a few times first. `edgelean.control.track` has the details.
+    A budget that is surely met asks for no cut, one that is too close to call is read again a few times first, and none
+    is cut for on readings that are stale, or far off what was expected. `edgelean.control.track` has the details.
 
     Parameters
     ----------
     observations
-        The present structure, at least for every budgeted quantity.
+        The present structure, at least for every budgeted quantity: all readings of the event, `pooled`.
     step
         The training step.
     state

@@ -71,7 +71,7 @@ TRUSTED = 2.0
 
 
 class Standing(StrEnum):
-    """Where a quantity stands against its budget, by its 95 % interval."""
+    """Where a quantity stands against its budget: by how sure its estimate is."""
 
     MET = "met"
     UNDECIDED = "undecided"
