@@ -22,6 +22,7 @@ from edgelean.shrink.prove import prove
 from edgelean.shrink.recent import Recent
 from edgelean.shrink.scores import Scores
 from edgelean.shrink.wrappers import Ranks
+from edgelean.stopwatch import Stopwatch
 
 HEADS, SHARED, PLACES = 4, 2, 6
 
@@ -244,7 +245,7 @@ def operated(kind):
         functional.mse_loss(model(drawn(32, 5, 8, seed=seed)), torch.zeros(32, 5, 3)).backward()
         optimizer.step()
     scores.active = recent.active = False
-    bench = SimpleNamespace(model=model, anatomy=anatomy, probe=PROBE)
+    bench = SimpleNamespace(model=model, anatomy=anatomy, probe=PROBE, stopwatch=Stopwatch())
     bench.expected = lambda plan: law.outputs(model, law.masked(model, plan), PROBE)
     patient = surgery.Patient(bench, model, (optimizer, average), Ranks(None))
     before = copy.deepcopy(model), copy.deepcopy(average)
