@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,7 +178,8 @@ def pack_attached(loop: ClosedLoop) -> dict[str, Any]:
     network, packed = loop.bench.model, pack_loop(loop)
     return {
         "tensors": {name: tensor.detach().cpu().clone() for name, tensor in packed.tensors.items()},
-        "values": dict(packed.values),
+        # In plain types, so that whoever saves it can load it without unpickling classes.
+        "values": json.loads(json.dumps(packed.values)),
         "shapes": {name: list(tensor.shape) for name, tensor in tensors_of(network).items()},
         "numbers": dict(numbers_of(network)),
         "detours": _plain(detours_of(network)),

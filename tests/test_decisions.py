@@ -104,7 +104,7 @@ def test_a_cut_by_the_tolerance_has_no_demand_and_is_told_all_the_same():
 )
 def test_the_clamp_that_held_is_named(latency, when, clamp):
     state = control.init(
-        ControlSettings(dead_band=0.2, largest_cut=0.21), {"latency": 2.0}, {"latency": Observed(*[4.0] * 4)}, 1000
+        ControlSettings(dead_band=0.2, largest_cut=0.15), {"latency": 2.0}, {"latency": Observed(*[4.0] * 4)}, 1000
     )
     asked, after = control.step({"latency": Observed(*[latency] * 4)}, when, state)
     assert control.clamp_of(asked, after) == clamp
@@ -185,6 +185,7 @@ def test_a_run_is_explained_from_its_events_also_before_it_has_ended(tmp_path):
     run = Run.create(tmp_path / "run", {"recipe": None})
     for event in events():
         run.record(**event)
+    run.close()
     shown = CliRunner().invoke(app, ["report", str(run.folder), "--explain"])
     assert shown.exit_code == 0, shown.output
     for text in ("step 100, cut 1, kept", "step 200, cut 2, rolled back", "largest cut"):

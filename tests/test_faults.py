@@ -290,7 +290,7 @@ def test_everything_that_the_loop_remembers_comes_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(chapters, "pack_loop", seen)
     with pytest.raises(KeyboardInterrupt):
-        fit(folder, on_event=stop)
+        fit(folder, energy="92%", on_event=stop)  # so much that the cut of the first epoch waits for its judgement
     monkeypatch.setattr(
         pipeline, "train_lean", lambda session, loop, *_: found.append(loop.progress) or end_of_training()
     )

@@ -84,7 +84,7 @@ def test_a_model_whose_trace_does_not_tell_its_costs_is_read_as_its_file():
 @pytest.mark.parametrize(("apart", "reads"), [(0.0, 0), (1.0, 1)])
 def test_the_artifact_is_read_before_the_end_where_it_could_cost_more_than_its_trace_tells(monkeypatch, apart, reads):
     found, read = [], Bench.read_artifact
-    monkeypatch.setattr(Bench, "apart", lambda bench: {"latency": apart, "energy": apart})
+    monkeypatch.setattr(Bench, "apart", lambda bench, reading: {"latency": apart, "energy": apart})
     monkeypatch.setattr(Bench, "read_artifact", lambda bench: found.append(bench) or read(bench))
     model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 6)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -220,7 +220,7 @@ def test_a_run_that_did_not_end_is_not_exported(tmp_path):
     from edgelean.training.run import Run
 
     asked = job.ask(str(small_recipe()), "raspberry-pi-5")
-    Run.create(tmp_path / "run", asked.asked)
+    Run.create(tmp_path / "run", asked.asked).close()
     with pytest.raises(InputError, match="did not end: finish it with `edgelean fit --resume"):
         pipeline.export(tmp_path / "run", ["onnx-fp16"])
     with pytest.raises(MissingError, match="no export target named 'onnx-fp61'"):

@@ -222,7 +222,7 @@ SPENT = "energy"
 TWIN = "full_size_epoch"
 """Events of the full-size training, which has steps and checkpoints of its own."""
 
-LAST = ("verdict", "end")
+LAST = ("ending", "verdict", "end")
 """Events of a run that ends; one that goes on after all has not ended."""
 
 
