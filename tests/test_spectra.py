@@ -21,6 +21,7 @@ from edgelean.shrink.ranks import states_for
 from edgelean.shrink.scores.flow import Flow
 from edgelean.spectra import MOMENTS, ROWS, Looks, Rule, allowed, attempts, orders, rows
 from edgelean.training.checkpoint import load_newest
+from edgelean.training.run import Run
 
 RECIPE = str(Path(__file__).parent / "sequence_recipe.py")
 LAYER = "blocks.0.layer"
@@ -206,7 +207,7 @@ def test_a_run_by_the_rule_that_is_interrupted_goes_on_to_the_same_model(run, tm
     cuts = cuts_in(events)
     assert len(cuts) > 1  # an attempt that the interrupted run has not made
     assert_goes_on_to_the_same_model(fit, folder, events, tmp_path / "run")
-    told = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    told = Run.open(tmp_path / "run").events()
     assert [(each["step"], each["axes"]) for each in cuts_in(told)] == [(each["step"], each["axes"]) for each in cuts]
 
 
