@@ -230,6 +230,7 @@ def _command(arguments, memo, trouble, output):
     remember_exports(memo)
     ON_THE_WAY[trouble]()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
     sys.argv = ["edgelean", *arguments]
     cli.main()
 
