@@ -9,12 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from edgelean.attachment import Attached
-from edgelean.delivery import Delivery
 from edgelean.errors import InputError, MissingError
 from edgelean.integrations.options import Options
-from edgelean.integrations.steering import HeldBack, Steering, take_apart
-from edgelean.report.model import Report
+from edgelean.integrations.steering import HeldBack, Steered, Steering, take_apart
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,7 +19,7 @@ except ImportError:
     raise MissingError("Lightning is not installed: pip install 'edgelean[lightning]'") from None
 
 
-class EdgeleanCallback(Callback):  # type: ignore[misc]  # mypy skips Lightning
+class EdgeleanCallback(Steered, Callback):  # type: ignore[misc]  # mypy skips Lightning
     """Makes the model that a Lightning ``Trainer`` trains smaller until it is within the budgets of a profile.
 
     ``Trainer(callbacks=[EdgeleanCallback(profile="jetson-orin", out="runs/x")])``
@@ -46,21 +43,6 @@ class EdgeleanCallback(Callback):  # type: ignore[misc]  # mypy skips Lightning
         self._done = 0
         self._called: list[bool] = []
         self._handles: list[Any] = []
-
-    @property
-    def lean(self) -> Attached | None:
-        """The attached loop, with its events."""
-        return self._steering.lean
-
-    @property
-    def delivery(self) -> Delivery | None:
-        """Verdicts and checks, once the training has ended."""
-        return self._steering.delivery
-
-    @property
-    def report(self) -> Report | None:
-        """The report, once the training has ended; None where no folder was given."""
-        return None if self.lean is None else self.lean.report
 
     # -- beginning -----------------------------------------------------------------------------------------------------
 

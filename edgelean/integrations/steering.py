@@ -15,6 +15,7 @@ from edgelean.attachment import Attached, attach
 from edgelean.delivery import Delivery
 from edgelean.errors import InputError
 from edgelean.integrations.options import Options, Pair, ReadBatch
+from edgelean.report.model import Report
 from edgelean.shrink.reference import leaves
 
 Loader = Callable[[], Iterable[Any] | None]
@@ -227,3 +228,24 @@ def take_apart(batch: Any) -> Pair:
         f"a batch is a {type(batch).__name__}{f' of {kinds}' if kinds else ''} and not (input, target): give "
         "batch=FUNCTION, which returns the tuple of the model's inputs, and the targets"
     )
+
+
+class Steered:
+    """What the callbacks let a user see."""
+
+    _steering: Steering
+
+    @property
+    def lean(self) -> Attached | None:
+        """The attached loop, with its events."""
+        return self._steering.lean
+
+    @property
+    def delivery(self) -> Delivery | None:
+        """Verdicts and checks, once the training has ended."""
+        return self._steering.delivery
+
+    @property
+    def report(self) -> Report | None:
+        """The report, once the training has ended; None where no folder was given."""
+        return None if self.lean is None else self.lean.report

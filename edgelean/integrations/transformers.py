@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgelean.attachment import Attached
-from edgelean.delivery import Delivery
 from edgelean.errors import InputError, MissingError
 from edgelean.integrations.options import Options, Pair
-from edgelean.integrations.steering import HeldBack, Steering
-from edgelean.report.model import Report
+from edgelean.integrations.steering import HeldBack, Steered, Steering
 from edgelean.shrink.wrappers import wrappers_of
 from edgelean.training.checkpoint import Checkpoint, load_newest, save
 
@@ -30,7 +27,7 @@ FOLDER = "edgelean"
 """What the loop remembers lies here in a checkpoint of the trainer."""
 
 
-class EdgeleanCallback(TrainerCallback):  # type: ignore[misc]  # mypy skips Transformers
+class EdgeleanCallback(Steered, TrainerCallback):  # type: ignore[misc]  # mypy skips Transformers
     """Makes the model that a Hugging Face ``Trainer`` trains smaller until it is within the budgets of a profile.
 
     ``Trainer(..., callbacks=[EdgeleanCallback(profile="jetson-orin", out="runs/x")])``
@@ -53,21 +50,6 @@ class EdgeleanCallback(TrainerCallback):  # type: ignore[misc]  # mypy skips Tra
         self._model: nn.Module | None = None
         self._validation: Iterable[Any] | None = None
         self._waits = False
-
-    @property
-    def lean(self) -> Attached | None:
-        """The attached loop, with its events."""
-        return self._steering.lean
-
-    @property
-    def delivery(self) -> Delivery | None:
-        """Verdicts and checks, once the training has ended."""
-        return self._steering.delivery
-
-    @property
-    def report(self) -> Report | None:
-        """The report, once the training has ended; None where no folder was given."""
-        return None if self.lean is None else self.lean.report
 
     def _take_apart(self, batch: Any) -> Pair:
         if self._model is None or not isinstance(batch, Mapping):
