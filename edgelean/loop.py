@@ -172,6 +172,9 @@ class ClosedLoop:
         unknown = metric is None and self.around.validate is not None and not watched
         if unknown or self._recovering(step, metric):
             return
+        if self.progress.knows_nothing:
+            self.progress.controller = control.postponed(self.progress.controller, step)
+            return
         demand = self._demand(step)
         if control.all_met(demand) and not self.progress.confirmed and not self._beyond_doubt():
             # The budgets are judged on the artifact: if that misses, the loop goes on.
@@ -217,8 +220,7 @@ class ClosedLoop:
             return
         self._keep_spectra([choice.axis for choice in choices])
         turns = {name: each.turns for name, each in turned.items() if name in order}
-        why = control.why(demand, allocation, self._observed())
-        self._carry_out(step, plan, turns, metric, **why)
+        self._carry_out(step, plan, turns, metric, **control.why(demand, allocation, self._observed()))
 
     def _carry_out(
         self, step: int, plan: Plan, turns: Mapping[str, Sequence[Turn]], metric: float | None, **why: Any
@@ -372,8 +374,6 @@ class ClosedLoop:
             axis = self.bench.anatomy.axes[name]
             if axis.kind != "blocks":
                 self.progress.spectra.setdefault(name, self.scores.spectrum(axis, self.bench.model))
-
-    # -- states --------------------------------------------------------------------------------------------------------
 
     def _follow_the_states(self, step: int) -> None:
         """Apply the paper's rule to state space layers, and look at their spectra, where either is due."""

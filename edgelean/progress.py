@@ -15,6 +15,10 @@ from edgelean.shrink.cut import Contents, Held, cloned, put_back, saved, saved_m
 from edgelean.shrink.followers import Follower
 from edgelean.shrink.scores import Score
 
+UNLEARNED = 0.3
+"""Up to this share of the window nothing is cut while the metric has not risen: what a network that knows nothing yet
+would miss cannot have shown, and what it loses it may need to learn anything."""
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -103,3 +107,8 @@ class Progress:
     spectra: dict[str, tuple[float, ...]] = field(default_factory=dict)
     banned: dict[str, str] = field(default_factory=dict)
     precision: Precision | None = None
+
+    @property
+    def knows_nothing(self) -> bool:
+        """Whether the network may not have learned anything yet, see `UNLEARNED`."""
+        return not self.guard.learned and self.controller.pace.gone(self.controller.due_at) < UNLEARNED

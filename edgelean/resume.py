@@ -118,6 +118,7 @@ def pack_loop(loop: ClosedLoop) -> Checkpoint:
         "doubts": progress.doubts,
         "best": progress.guard.best,
         "since": progress.guard.since,
+        "first": progress.guard.first,
         "spectra": progress.spectra,
         "banned": progress.banned,
         "precision": progress.precision,
@@ -151,7 +152,7 @@ def unpack_loop(checkpoint: Checkpoint, loop: ClosedLoop, session: Unpacked) -> 
     progress.order = {axis: tuple(prices) for axis, prices in values["order"].items()}
     progress.agreement = values["agreement"]
     progress.confirmed, progress.doubts = values["confirmed"], values["doubts"]
-    progress.guard = replace(progress.guard, best=values["best"], since=values["since"])
+    progress.guard = replace(progress.guard, **{name: values[name] for name in ("best", "since", "first")})
     progress.spectra = {axis: tuple(scores) for axis, scores in values["spectra"].items()}
     progress.banned = dict(values["banned"])
     if values["precision"] is not None:

@@ -22,17 +22,28 @@ class Guard:
         Best metric so far, higher is better; None before the first.
     since
         Best metric since the last cut, the one right after it included; None where none waits for its judgement.
+    first
+        The first metric that was seen.
     """
 
     tolerance: float
     best: float | None = None
     since: float | None = None
+    first: float | None = None
+
+    @property
+    def learned(self) -> bool:
+        """Whether the metric has risen by more than the tolerance since it was first seen; so too where it never is.
+
+        Before, the network may know nothing, and nothing that is taken from it would be missed.
+        """
+        return self.best is None or self.first is None or self.best > self.first + self.tolerance
 
     def seen(self, metric: float) -> Guard:
         """Return the guard after one more validation; a metric that is not a number changes nothing."""
         if math.isnan(metric) or (self.best is not None and metric <= self.best):
             return self
-        return replace(self, best=metric)
+        return replace(self, best=metric, first=metric if self.first is None else self.first)
 
     def after_cut(self, metric: float | None) -> Guard:
         """Return the guard that waits for a network to recover which has this metric right after a cut."""
