@@ -66,8 +66,8 @@ def limits_of(profile: Profile, full_size: Reading) -> dict[str, float]:
 def reach_of(bench: Bench, floor: int, start: Mapping[str, Observed], limits: Mapping[str, float]) -> dict[str, Reach]:
     """Return the range of each quantity that was read.
 
-    The smallest model is built and read where the target measures and the cost model, which may be off by a factor of
-    `DOUBT`, leaves it open whether a budget can be reached.
+    The smallest model is built and read where the cost model, which may be off by a factor of `DOUBT`, leaves it open
+    whether a budget can be reached; not where the target is that cost model, and the trace costs what the file does.
 
     Parameters
     ----------
@@ -81,9 +81,8 @@ def reach_of(bench: Bench, floor: int, start: Mapping[str, Observed], limits: Ma
     keep = {name: axis.least(floor) for name, axis in bench.anatomy.axes.items()}
     least = bench.cost(keep)
     predicted = {name: seen.measured * least[name] / seen.cost for name, seen in start.items()}
-    open_ = bench.target.provenance is not Provenance.MODELLED and any(
-        limits[name] < DOUBT * predicted[name] for name in limits
-    )
+    known = bench.target.provenance is Provenance.MODELLED and bench.trace_tells()
+    open_ = not known and any(limits[name] < DOUBT * predicted[name] for name in limits)
     read = None
     if open_:
         # A user's model may not like to be copied, or to be cut before it learned anything: then the model decides.

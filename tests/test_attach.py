@@ -162,7 +162,7 @@ def test_copy_of_the_model_gets_its_structure_when_a_run_goes_on():
 
 
 def test_cut_is_not_judged_before_its_metric_is_known():
-    known = iter([1.0, *[None] * 200])  # the metric before the first cut, and then never again
+    known = iter([0.5, 1.0, *[None] * 200])  # the metric before the first cut, and then never again
     model = network()
     optimizer = adam(model)
     lean = attached(model, optimizer, validate=lambda: next(known))

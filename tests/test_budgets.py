@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import edgelean
 from edgelean.bench import Bench
@@ -137,6 +138,26 @@ def bench():
     return Bench(recipe.model(), (inputs,), profile, target, Stopwatch())
 
 
+class Rows(nn.Module):
+    """Reads rows with an LSTM, which a file holds as one operator for each layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 192, num_layers=2, batch_first=True)
+        self.head = nn.Linear(192, 10)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+@pytest.fixture
+def rows_reader():
+    """An LSTM on a board that is modelled."""
+    profile = load_profile("jetson-orin")
+    target = ModelledTarget(load_board(profile.board), profile.precision, profile.batch)
+    return Bench(Rows(), (torch.randn(8, 8, 8),), profile, target, Stopwatch())
+
+
 def test_a_budget_is_refused_by_the_smallest_model_as_it_was_measured(bench):
     before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
     start = bench.observed(bench.read())
@@ -151,6 +172,15 @@ def test_a_budget_is_refused_by_the_smallest_model_as_it_was_measured(bench):
     assert all(torch.equal(tensor, before[name]) for name, tensor in bench.model.state_dict().items())
     # Where not even a cost model that is far off could be wrong, nothing has to be built.
     assert reach_of(bench, 8, start, {"latency": 10 * predicted})["latency"].provenance == "modelled"
+
+
+def test_a_modelled_reach_is_that_of_the_file_where_the_trace_counts_other_operators(rows_reader):
+    bench, floor = rows_reader, 8
+    start = bench.observed(bench.read())
+    assert not bench.trace_tells()
+    least = {name: axis.least(floor) for name, axis in bench.anatomy.axes.items()}
+    reach = reach_of(bench, floor, start, {"latency": 0.5 * start["latency"].measured})["latency"]
+    assert (reach.provenance, reach.least) == ("modelled", bench.read_cut(least).latency.value)
 
 
 def test_every_budget_out_of_reach_is_named_with_its_number():

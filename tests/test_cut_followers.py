@@ -270,7 +270,8 @@ def test_attach_cuts_every_follower_along():
 
 
 def test_a_rollback_in_the_loop_takes_every_follower_back():
-    model, average, second, events = attached(lambda model: float(model[2].weight.shape[0] == 512))
+    learning = itertools.chain([0.5], itertools.repeat(1.0))
+    model, average, second, events = attached(lambda model: next(learning) * (model[2].weight.shape[0] == 512))
     assert "rollback" in {event["event"] for event in events}
     assert model[2].weight.shape == (512, 512)
     assert model[2].out_features == average.module[2].out_features == 512
